@@ -1,0 +1,169 @@
+"""The command line: each command parses, calls one function of the library, and prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from robustfront.errors import ConfigError, DataError, RobustfrontError
+
+if TYPE_CHECKING:
+    from robustfront.sweep import Sweep
+
+app = typer.Typer(
+    help="What robustness costs in accuracy, and which training method buys it cheapest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A job file.")]
+Name = Annotated[str, typer.Argument(metavar="SWEEP", help="A name under sweeps/, or a path.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file; repeatable."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster; else Ray starts here."),
+]
+Where = Annotated[
+    Path | None,
+    typer.Option(help="Write it to this file."),
+]
+
+
+@app.command()
+def run(
+    job: JobFile,
+    settings: Settings = None,
+    address: Address = None,
+    executor: Annotated[
+        Literal["ray", "inline"], typer.Option(help="Ray, or one by one in this process.")
+    ] = "ray",
+) -> None:
+    """Run a sweep; print its front and where to look."""
+    from robustfront import sweep
+    from robustfront.problems import parse_overrides
+
+    overrides = parse_overrides(settings or [])
+    _conclude(sweep.run(job, overrides, executor, address))
+
+
+@app.command()
+def resume(
+    name: Name,
+    failed: Annotated[
+        Literal["resume", "restart", "skip"],
+        typer.Option(help="Failed trials: from their last epoch, from scratch, or not at all."),
+    ] = "resume",
+    settings: Settings = None,
+    address: Address = None,
+    executor: Annotated[
+        Literal["ray", "inline"] | None,
+        typer.Option(help="By default the one the sweep began with."),
+    ] = None,
+) -> None:
+    """Go on with a sweep where it stopped, or extend it (--set search.trials=48)."""
+    from robustfront import sweep
+    from robustfront.problems import parse_overrides
+
+    overrides = parse_overrides(settings or [])
+    _conclude(sweep.resume(name, failed, overrides, executor, address))
+
+
+@app.command()
+def status(name: Annotated[str | None, typer.Argument(metavar="[SWEEP]")] = None) -> None:
+    """Trials by state, progress and cost so far; all sweeps without a name."""
+    from robustfront import report, sweep
+
+    folders = [sweep.find(name)] if name else sweep.sweep_folders()
+    sweeps = [sweep.Sweep.open(folder) for folder in folders]
+    report.show_status(sweeps, detailed=name is not None)
+
+
+@app.command()
+def front(
+    name: Name,
+    split: Annotated[str, typer.Option(help="val, or test.")] = "val",
+    x: Annotated[str | None, typer.Option(metavar="METRIC")] = None,
+    y: Annotated[str | None, typer.Option(metavar="METRIC")] = None,
+    csv: Where = None,
+    png: Where = None,
+    html: Where = None,
+) -> None:
+    """The front of a sweep as table, picture or file."""
+    from robustfront import report
+    from robustfront.sweep import Sweep
+
+    view = Sweep.open(name).front_view(split, x, y)
+    report.save_front(view, csv, png, html)
+    report.show_front(view)
+
+
+@app.command()
+def validate(job: JobFile, settings: Settings = None) -> None:
+    """Every problem of a job file; if there is none, the plan and what it will cost."""
+    from robustfront import report
+    from robustfront.estimate import estimate
+    from robustfront.problems import parse_overrides
+    from robustfront.search.plan import load_plan
+
+    plan = load_plan(job, parse_overrides(settings or []))
+    report.show_plan(plan, estimate(plan))
+
+
+@app.command()
+def trial(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="A job file, or a trial's config.json.")
+    ],
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="By default sweeps/trial-ID.")] = None,
+) -> None:
+    """Train one configuration, without Ray and without MLflow; go on if it was interrupted."""
+    from robustfront import report
+    from robustfront.config import load_trial
+    from robustfront.problems import parse_overrides
+    from robustfront.training.trial import run_trial
+
+    resolved = load_trial(config, parse_overrides(settings or []))
+    folder = out or Path("sweeps") / f"trial-{resolved.id}"
+    report.show_trial(run_trial(resolved, folder), resolved, folder)
+
+
+@app.command()
+def ui(
+    port: Annotated[int | None, typer.Option(help="By default a free one.")] = None,
+) -> None:
+    """The MLflow UI on the sweeps' store, on this machine only."""
+    from robustfront.tracking.ui import serve
+
+    sys.exit(serve(Path("sweeps"), port))
+
+
+def _conclude(done: Sweep) -> None:
+    from robustfront import report
+
+    report.show_front(done.front_view())
+    report.show_end(done)
+    if done.problems or done.state.count("failed"):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: the user's mistakes end with a message and exit code 2, not with a traceback."""
+    try:
+        app()
+    except (ConfigError, DataError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except RobustfrontError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; `robustfront resume SWEEP` goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,306 @@
+"""A job and a trial as frozen, fully resolved models; YAML becomes types here and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
+
+from robustfront.attacks import PGD, AttackField
+from robustfront.data import DataField
+from robustfront.errors import ConfigError, nearest
+from robustfront.methods import MethodField, Standard
+from robustfront.models import ModelField
+from robustfront.problems import overlaid, read_mapping, validated
+from robustfront.registry import Component
+from robustfront.threats import Threat, TrainThreat, eps_text
+from robustfront.training.optimizers import SGD, OptimizerField
+from robustfront.training.schedules import Constant, EpsRamp, ScheduleField
+from robustfront.updates import Plain, UpdateField
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class Smoothing(Component):
+    """Gaussian noise at the network's input during training; `sigma` in pixel units."""
+
+    sigma: NonNegativeFloat = 0.0
+
+
+class Train(Component):
+    """How long, on what batches, with which optimiser."""
+
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 128
+    optimizer: OptimizerField = SGD(lr=0.1, momentum=0.9)
+    schedule: ScheduleField = Constant()
+    eps_ramp: EpsRamp = EpsRamp()
+    clip_norm: PositiveFloat | None = None
+    ema: float | None = Field(default=None, gt=0, lt=1)  # decay; the average is what is measured
+    select: Literal["last", "best"] = "last"  # best: lowest robust error on the validation split
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU
+
+
+class Final(Component):
+    """The strong attack that re-measures the members of the front on the test split."""
+
+    attack: AttackField = PGD(steps=50, restarts=5)
+    examples: PositiveInt | None = 1000  # the first ones; null: the whole split
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, raw: Any) -> Any:
+        """`{type: pgd, steps: 50, examples: 1000}` is the short form."""
+        if not isinstance(raw, Mapping) or "attack" in raw or "type" not in raw:
+            return raw
+        attack = {key: value for key, value in raw.items() if key not in cls.model_fields}
+        return {"attack": attack, **{key: raw[key] for key in raw if key in cls.model_fields}}
+
+
+class Evaluate(Component):
+    """What is measured: after each epoch, and at the end for the members of the front."""
+
+    attack: AttackField = PGD(steps=20)
+    final: Final = Final()
+    certify: None = None
+    batch_size: PositiveInt = 500
+
+
+class Resources(Component):
+    """What one trial gets; a share of a GPU is bookkeeping only."""
+
+    cpu: PositiveInt = 1
+    gpu: NonNegativeFloat = 0.0
+    workers: Literal[1] = 1
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_or_share(cls, gpu: float) -> float:
+        if gpu > 1:
+            raise ValueError("a trial of one worker uses one GPU or a share of it")
+        return gpu
+
+    @property
+    def device(self) -> str:
+        """Where a trial trains."""
+        return "cuda" if self.gpu else "cpu"
+
+
+def _as_list(raw: Any) -> Any:
+    return raw if isinstance(raw, list | tuple) else [raw]
+
+
+class TrialConfig(Component):
+    """One configuration with all values resolved."""
+
+    data: DataField
+    model: ModelField
+    threat: Annotated[tuple[Threat, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    train_threat: TrainThreat = TrainThreat()
+    method: MethodField = Standard()
+    update: UpdateField = Plain()
+    smoothing: Smoothing = Smoothing()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    objectives: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "standard_error",
+        "robust_error",
+    )
+    resources: Resources = Resources()
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _train_threat_follows_threat(cls, raw: Any) -> Any:
+        """What train_threat leaves out comes from the threat robustness is measured against."""
+        if not isinstance(raw, Mapping) or "threat" not in raw:
+            return raw
+        threats = [t for t in _as_list(raw["threat"]) if isinstance(t, Mapping)]
+        given = raw.get("train_threat", {})
+        if not threats or not isinstance(given, Mapping):
+            return raw
+        norm = given.get("norm", threats[0].get("norm"))
+        radii = {t.get("norm"): t.get("eps") for t in threats} | dict(given.get("radii", {}))
+        eps = radii.get(norm, threats[0].get("eps"))
+        return {**raw, "train_threat": {"norm": norm, "eps": eps, **given, "radii": radii}}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [threat.name for threat in self.threat]
+        if len(set(names)) < len(names):
+            raise ValueError(f"threat: given twice ({', '.join(names)})")
+        known = self.metric_names()
+        wrong = [name for name in self.objectives if name not in known]
+        if wrong:
+            raise ValueError(f"objectives: got {wrong[0]!r}{nearest(wrong[0], known)}")
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError("objectives: one is given twice")
+        return self
+
+    def metric_names(self) -> list[str]:
+        """The errors that every epoch report carries."""
+        attack = self.evaluate.attack.name
+        names = [f"val/robust_error/{threat.name}/{attack}" for threat in self.threat]
+        if len(names) > 1:
+            names.append(f"val/robust_error/union/{attack}")
+        return ["standard_error", "robust_error", "val/standard_error", *names]
+
+    @property
+    def id(self) -> str:
+        """Hash of all values that decide the outcome; where data lie and resources do not."""
+        identity = self.model_dump(mode="json", exclude={"resources", "objectives"})
+        identity["evaluate"] = {"attack": identity["evaluate"]["attack"]}
+        identity["data"].pop("root", None)
+        if "path" in identity["data"]:
+            identity["data"]["path"] = Path(identity["data"]["path"]).name
+        text = json.dumps(identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def parameters(self) -> dict[str, str | int | float | bool]:
+        """Every resolved value by its dotted key, and what follows from them."""
+        flat = _flattened(self.model_dump(mode="json", exclude={"resources", "objectives"}))
+        derived = {f"method.{name}": value for name, value in self.method.derived().items()}
+        radii = {
+            f"train_threat.radius.{norm}": eps_text(threat.eps)
+            for norm, threat in self.train_threat.threats(int(np.prod(self.data.shape))).items()
+        }
+        return flat | derived | radii
+
+
+def _flattened(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, list):
+        value = dict(enumerate(value)) if any(isinstance(v, dict) for v in value) else str(value)
+    if not isinstance(value, dict):
+        return {prefix: value}
+    join = prefix + "." if prefix else ""
+    return {
+        name: leaf
+        for key, nested in value.items()
+        for name, leaf in _flattened(nested, f"{join}{key}").items()
+    }
+
+
+class Search(Component):
+    """How configurations are proposed; each is trained once for every seed."""
+
+    sampler: Literal["random", "tpe", "nsga2", "gp", "grid"] = "tpe"
+    trials: PositiveInt = 32
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    sampler_seed: NonNegativeInt = 0
+    scheduler: None = None
+    max_concurrent: PositiveInt | Literal["auto"] = "auto"
+
+
+class Tracking(Component):
+    """Where MLflow keeps the sweep; null: an SQLite store beside the sweeps."""
+
+    uri: str | None = None
+    experiment: Annotated[str, Field(min_length=1)] = "robustfront"
+
+
+class Job(TrialConfig):
+    """A sweep: the defaults of its trials, what is searched, and how."""
+
+    name: Annotated[str, Field(pattern=NAME, max_length=100)]
+    search_space: dict[str, Any] = {}
+    search: Search = Search()
+    tracking: Tracking = Tracking()
+    on_divergence: Literal["worst", "fail"] = "worst"
+    retries: NonNegativeInt = 2
+    storage: str | None = None
+
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_what_was_given(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Trials start from what the file says, so that defaults follow what a trial changes."""
+        job = handler(raw)
+        if isinstance(raw, Mapping):
+            job._given = {key: raw[key] for key in TrialConfig.model_fields if key in raw}
+        return job
+
+    def trial(self, values: Mapping[str, Any], seed: int) -> TrialConfig:
+        """The configuration of one trial: the job's settings with `values` (dotted keys) set.
+
+        Raises:
+            ConfigError: values outside their domain.
+        """
+        config, problems = validated(TrialConfig, overlaid(self._given, {**values, "seed": seed}))
+        if config is None:
+            raise ConfigError(f"{self.name}: {dict(values)}", problems)
+        return config
+
+
+# Keys that hold paths: relative to the file they stand in, or to the current folder after --set.
+_PATHS = (("data", "root"), ("data", "path"), ("search_space",), ("storage",))
+
+
+def absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same settings, every path in them made absolute against `folder`."""
+    result = json.loads(json.dumps(raw, default=str))
+    for *parents, leaf in _PATHS:
+        section = result
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or leaf not in section:
+            continue
+        value = section[leaf]
+        if isinstance(value, str):
+            section[leaf] = str((folder / Path(value).expanduser()).resolve())
+        elif isinstance(value, list):
+            section[leaf] = [str((folder / Path(str(v)).expanduser()).resolve()) for v in value]
+    return result  # type: ignore[no-any-return]
+
+
+def read_settings(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file with command-line overrides, paths absolute.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    raw = absolute_paths(read_mapping(path), path.absolute().parent)
+    given = absolute_paths(overlaid({}, overrides), Path.cwd())
+    resolved = {key: _lookup(given, key, value) for key, value in overrides.items()}
+    return overlaid(raw, resolved)
+
+
+def _lookup(nested: Mapping[str, Any], dotted: str, default: Any) -> Any:
+    value: Any = nested
+    for part in dotted.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value
+
+
+def load_trial(path: Path, overrides: Mapping[str, Any] | None = None) -> TrialConfig:
+    """A trial from a job file (its search is left aside) or from a resolved `config.json`.
+
+    Raises:
+        ConfigError: with every problem of the file.
+    """
+    raw = read_settings(path, overrides or {})
+    job_only = set(Job.model_fields) - set(TrialConfig.model_fields)
+    config, problems = validated(
+        TrialConfig, {key: value for key, value in raw.items() if key not in job_only}
+    )
+    if config is None:
+        raise ConfigError(str(path), problems)
+    return config

@@ -1,0 +1,89 @@
+"""MNIST, Fashion-MNIST and CIFAR-10 through torchvision: found in a folder, or downloaded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustfront.data.base import Images, Labels, RawData
+from robustfront.errors import DataError
+
+# Where torchvision keeps each set under its root.
+_FOLDERS = {
+    "MNIST": "MNIST",
+    "FashionMNIST": "FashionMNIST",
+    "CIFAR10": "cifar-10-batches-py",
+}
+
+
+def load_torchvision(name: str, root: str | tuple[str, ...]) -> RawData:
+    """A set from the first root that holds it, else downloaded into the first root.
+
+    Args:
+        name: MNIST, FashionMNIST or CIFAR10.
+        root: one folder, or several in the order they are searched.
+    Raises:
+        DataError: no root holds the set and it cannot be downloaded, or its files are damaged.
+    """
+    roots = [Path(folder) for folder in ((root,) if isinstance(root, str) else root)]
+    held = [folder for folder in roots if (folder / _FOLDERS[name]).is_dir()]
+    if not held:
+        _download(name, roots)
+    home = held[0] if held else roots[0]
+    try:
+        (x_train, y_train), (x_test, y_test) = (_read(name, home, train) for train in (True, False))
+    except Exception as error:  # torchvision's readers fail in many ways on a damaged file
+        raise DataError(
+            f"{home / _FOLDERS[name]}: not a whole copy of {name} ({_one_line(error)}); "
+            "remove the folder to download it again"
+        ) from error
+    return RawData(x_train, y_train, x_test, y_test, scale=255)
+
+
+def _dataset(name: str) -> Any:
+    from torchvision import datasets  # slow to import, and only these sets need it
+
+    return getattr(datasets, name)
+
+
+def _read(name: str, root: Path, train: bool) -> tuple[Images, Labels]:
+    examples = _dataset(name)(str(root), train=train, download=False)
+    images = np.asarray(examples.data)
+    x = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
+    y = np.asarray(examples.targets, dtype=np.int64)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} images but {len(y)} labels")
+    return np.ascontiguousarray(x), y
+
+
+def _download(name: str, roots: list[Path]) -> None:
+    """Into the first root, by way of a folder of its own: what stands there is always whole."""
+    silence = io.StringIO()
+    try:
+        roots[0].mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=roots[0], prefix=f".{name}-") as fresh,
+            contextlib.redirect_stdout(silence),
+            contextlib.redirect_stderr(silence),
+        ):
+            _dataset(name)(fresh, train=True, download=True)
+            target = roots[0] / _FOLDERS[name]
+            if not target.exists():
+                (Path(fresh) / _FOLDERS[name]).rename(target)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise DataError(
+            f"{name} is in none of {', '.join(map(str, roots))} (no folder {_FOLDERS[name]}), and "
+            f"it cannot be downloaded ({_one_line(error)}); on a machine with network run "
+            f"torchvision.datasets.{name}(FOLDER, download=True), copy FOLDER here and name it in "
+            "data.root"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,85 @@
+"""What a job will cost, from one timed training step on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from robustfront.config import TrialConfig
+from robustfront.data import DataSet, split_data
+from robustfront.errors import DataError
+from robustfront.executors.choose import local_concurrency
+from robustfront.methods import StepContext
+from robustfront.models import build_model
+from robustfront.randomness import Rng
+from robustfront.search.plan import Plan
+from robustfront.training.determinism import reset_process
+
+_SAMPLES = 16  # random configurations whose costs are averaged
+_STEPS = 3  # timed steps; the first only warms up
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of a plan.
+
+    Args:
+        trials: configurations times seeds.
+        forward_equivalents: forward passes of one example, over all trials.
+        seconds: of wall time on this machine; None where data or device are not here.
+        reason: why there are no seconds.
+    """
+
+    trials: int
+    forward_equivalents: float | None
+    seconds: float | None
+    concurrency: int
+    reason: str = ""
+
+
+def estimate(plan: Plan) -> Estimate:
+    """The cost of all trials; the final measurement of the front comes on top."""
+    job = plan.job
+    size = plan.space.size()
+    trials = min(job.search.trials, size or job.search.trials) * len(job.search.seeds)
+    concurrency = local_concurrency(job)
+    try:
+        data = split_data(job.data, job.data.load(), torch.device("cpu"))
+    except DataError as error:
+        return Estimate(trials, None, None, concurrency, str(error))
+    sampled = [job.trial(plan.space.sample(index), 0) for index in range(_SAMPLES)]
+    mean = float(np.mean([_forward_equivalents(config, data) for config in sampled]))
+    if job.resources.gpu and not torch.cuda.is_available():
+        return Estimate(trials, trials * mean, None, concurrency, "no GPU is here to time it on")
+    seconds = trials * mean * _seconds_per_forward(sampled[0], data) / max(concurrency, 1)
+    return Estimate(trials, trials * mean, seconds, concurrency)
+
+
+def _forward_equivalents(config: TrialConfig, data: DataSet) -> float:
+    attacks = len(config.threat) * (config.evaluate.attack.forward_equivalents + 1)
+    epoch = len(data.train) * config.method.forward_equivalents + len(data.val) * (1 + attacks)
+    return config.train.epochs * epoch
+
+
+def _seconds_per_forward(config: TrialConfig, data: DataSet) -> float:
+    reset_process(config.resources.cpu, config.seed)
+    device = torch.device(config.resources.device)
+    model = build_model(config.model, data.shape, data.classes, data.mean, data.std)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = config.train.optimizer.build(model)
+    x, y = data.train.batch(slice(0, config.train.batch_size))
+    x, y = x.to(device), y.to(device)
+    threat = config.train_threat.draw(len(x), x[0].numel(), 1.0, Rng((0, "estimate")))
+    ctx = StepContext(threat, Rng((0, "estimate")), 0.0)
+    started = 0.0
+    for step in range(1 + _STEPS):
+        if step == 1:
+            started = time.perf_counter()
+        config.update.step(model, optimizer, config.method, (x, y), ctx)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    taken = time.perf_counter() - started
+    return taken / (_STEPS * len(x) * config.method.forward_equivalents)

@@ -1,0 +1,81 @@
+"""The executor a sweep asks for; Ray is imported only where it is wanted."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+from robustfront.config import Job
+from robustfront.executors.driver import Driver
+
+Kind = Literal["ray", "inline"]
+
+
+class Executor(Protocol):
+    """Runs what a driver hands out."""
+
+    concurrency: int
+
+    def run(self, driver: Driver) -> None:
+        """Work until the driver has nothing more."""
+
+    def close(self) -> None:
+        """Give back what was taken."""
+
+
+def make_executor(kind: Kind, job: Job, address: str | None) -> Executor:
+    """An executor that can run the job; nothing of the sweep is written yet.
+
+    Raises:
+        ConfigError: it cannot: too few resources, or no cluster at the address.
+        DataError: the data cannot be read.
+    """
+    if kind == "inline":
+        from robustfront.executors.inline import InlineExecutor
+
+        return InlineExecutor(job)
+    _prepare_ray(private=address is None)
+    from robustfront.executors.ray import RayExecutor
+
+    return RayExecutor(job, address)
+
+
+def _prepare_ray(private: bool) -> None:
+    """Ray reads these when it is imported.
+
+    Its uv hook would build an environment for each worker; Tune's own logs, snapshots and checks
+    are not wanted, the ledger takes their place.
+    """
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "86400"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    if private:
+        # A token that only this process and its children know keeps others on the machine out.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def local_concurrency(job: Job) -> int:
+    """How many trials fit on this machine at once."""
+    import torch
+
+    totals = {
+        "CPU": float(len(os.sched_getaffinity(0))),
+        "GPU": float(torch.cuda.device_count()),
+    }
+    return concurrency(job, totals)
+
+
+def concurrency(job: Job, totals: Mapping[str, float]) -> int:
+    """How many trials run at once where there is so much of each resource."""
+    fitting = int(totals.get("CPU", 0) // job.resources.cpu)
+    if job.resources.gpu:
+        per_gpu = int(1 // job.resources.gpu)  # a trial never spans two GPUs
+        fitting = min(fitting, int(totals.get("GPU", 0)) * per_gpu)
+    asked = job.search.max_concurrent
+    return fitting if asked == "auto" else min(asked, fitting)

@@ -1,0 +1,145 @@
+"""What a sweep looks like while it runs: its trials, its front and hypervolume, the time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from rich.console import Console, ConsoleRenderable, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from robustfront.executors.driver import Driver
+from robustfront.ledger import Trial
+from robustfront.search.members import members, sweep_hypervolume
+
+_ROWS = 12
+_COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "diverged": "yellow"}
+
+
+class Display:
+    """A live view of a driver on a terminal; elsewhere one line for each trial that ends.
+
+    Args:
+        note: a line from outside, for instance that the tracking server does not answer.
+    """
+
+    def __init__(self, driver: Driver, concurrency: int, note: Callable[[], str]) -> None:
+        self.driver, self.concurrency, self.note = driver, concurrency, note
+        self.console = Console()
+        self.started = time.monotonic()
+        self._last_act = ""
+        self._told: set[str] = {t.id for t in driver.state.trials.values() if t.ended}
+        self._live = Live(
+            console=self.console,
+            get_renderable=self._render,
+            refresh_per_second=2,
+            transient=True,
+            auto_refresh=self.console.is_terminal,
+        )
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._live.start()
+        else:
+            self.driver.listeners.append(self._tell)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+        else:
+            self.driver.listeners.remove(self._tell)
+
+    def finishing(self, act: str) -> None:
+        """The trials are done; what keeps us still."""
+        self._last_act = act
+
+    def _tell(self) -> None:
+        for trial in self.driver.state.trials.values():
+            if trial.ended and trial.id not in self._told:
+                self._told.add(trial.id)
+                done = sum(t.ended for t in self.driver.state.trials.values())
+                line = f"[{done}/{self.driver.total}] {trial.id} {trial.status} "
+                self.console.print(Text(line + (trial.reason or _errors(trial, self.driver))))
+
+    def _render(self) -> ConsoleRenderable:
+        driver = self.driver
+        trials = list(driver.state.trials.values())
+        front = members(trials, driver.job)
+        parts: list[ConsoleRenderable] = [self._header(trials), _trial_table(trials, driver, front)]
+        volume = sweep_hypervolume(front, driver.job)
+        parts.append(Text(f"front: {len(front)} trials, hypervolume {volume:.4f}"))
+        if note := self.note() or self._last_act:
+            parts.append(Text(note, style="yellow"))
+        return Group(*parts)
+
+    def _header(self, trials: list[Trial]) -> ConsoleRenderable:
+        epochs = self.driver.total * self.driver.job.train.epochs
+        done = sum(self.driver.job.train.epochs if trial.ended else trial.epoch for trial in trials)
+        line = Table.grid(padding=(0, 2))
+        counts = Text()
+        for status in ("waiting", "running", "finished", "pruned", "failed", "diverged"):
+            if count := self.driver.state.count(status):
+                counts.append(f"{count} {status}  ", style=_COLOURS.get(status, ""))
+        line.add_row(
+            Text(self.driver.folder.name, style="bold"),
+            ProgressBar(total=epochs, completed=done, width=24),
+            counts,
+            Text(self._time_left(trials, epochs - done)),
+        )
+        return line
+
+    def _time_left(self, trials: list[Trial], epochs: int) -> str:
+        seconds = [r["train_seconds"] for t in trials for r in t.reports.values()]
+        elapsed = time.monotonic() - self.started
+        if not seconds or not epochs:
+            return f"{_clock(elapsed)} elapsed"
+        left = float(np.mean(seconds)) * epochs / self.concurrency
+        return f"{_clock(elapsed)} elapsed, about {_clock(left)} of training left"
+
+
+def _trial_table(trials: list[Trial], driver: Driver, front: list[Trial]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("trial", "state", "epoch", *driver.job.objectives, "configuration"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    on_front = {trial.id for trial in front}
+    running = [trial for trial in trials if trial.status == "running"]
+    ended = [trial for trial in trials if trial.ended]
+    for trial in (running + ended[::-1])[:_ROWS]:
+        errors = [
+            f"{100 * trial.metrics[name]:.1f} %" if name in trial.metrics else ""
+            for name in driver.job.objectives
+        ]
+        table.add_row(
+            f"{trial.id} {'*' if trial.id in on_front else ''}",
+            Text(trial.status, style=_COLOURS.get(trial.status, "")),
+            f"{trial.epoch}/{trial.config['train']['epochs']}",
+            *errors,
+            trial.reason or summary(trial),
+        )
+    return table
+
+
+def summary(trial: Trial) -> str:
+    """The searched values of a trial on one line."""
+    return " ".join(f"{key.split('.', 1)[-1]}={_short(v)}" for key, v in trial.values.items())
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return "/".join(f"{share:.2f}" for share in value.values())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _errors(trial: Trial, driver: Driver) -> str:
+    shown = [f"{name} {trial.metrics[name]:.4f}" for name in driver.job.objectives]
+    return f"{', '.join(shown)}  {summary(trial)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,258 @@
+"""The sweep's transactional record: events in, state out.
+
+What is not in the ledger has not happened. The search, MLflow and the live table learn of an event
+only after it is committed, and each can be rebuilt from the events.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from robustfront.errors import DataError
+
+Kind = Literal[
+    "created",  # the sweep; body: job, uid, version, executor
+    "extended",  # the sweep; step: how many times before; body: job
+    "proposed",  # body: number, seed, values, latent, attrs, config
+    "started",  # step: how many times before
+    "reported",  # step: epochs done; body: metrics
+    "finished",
+    "diverged",  # body: reason
+    "failed",  # step: starts so far; body: reason
+    "restarted",  # a new attempt from scratch; reports of the old one no longer count
+    "measured",  # body: metrics of the final suite on the test split
+]
+Status = Literal["waiting", "running", "finished", "diverged", "failed", "pruned"]
+
+_METADATA = sa.MetaData()
+_EVENTS = sa.Table(
+    "events",
+    _METADATA,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("trial", sa.String(64), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.UniqueConstraint("kind", "trial", "attempt", "step"),
+    sqlite_autoincrement=True,
+)
+_OFFSETS = sa.Table(
+    "offsets",
+    _METADATA,
+    sa.Column("consumer", sa.String(64), primary_key=True),
+    sa.Column("seq", sa.Integer, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened; the same (kind, trial, attempt, step) happens once.
+
+    Args:
+        trial: its id; empty for events of the sweep itself.
+        attempt: how many times the trial was restarted from scratch before.
+        step: what counts within the kind, see `Kind`.
+        seq: its place in the ledger, once committed.
+        time: seconds since 1970, when it was committed.
+    """
+
+    kind: Kind
+    trial: str = ""
+    attempt: int = 0
+    step: int = 0
+    body: dict[str, Any] = field(default_factory=dict)
+    seq: int = 0
+    time: float = 0.0
+
+
+class Ledger:
+    """Events in a transactional store: SQLite with full synchronisation, or a database by URL."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = sa.create_engine(url)
+        self._insert: Any = postgresql.insert
+        if self.engine.dialect.name == "sqlite":
+            self._insert = sqlite.insert
+            sa.event.listen(self.engine, "connect", _durable)
+
+    @classmethod
+    def create(cls, folder: Path) -> Ledger:
+        """A new ledger in a sweep's folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        ledger = cls(f"sqlite:///{folder / 'ledger.db'}")
+        _METADATA.create_all(ledger.engine)
+        return ledger
+
+    @classmethod
+    def open(cls, folder: Path) -> Ledger:
+        """The ledger of an existing sweep.
+
+        Raises:
+            DataError: there is none, or it is not readable.
+        """
+        path = folder / "ledger.db"
+        if not path.is_file():
+            raise DataError(f"{folder}: no sweep here (ledger.db is missing)")
+        ledger = cls(f"sqlite:///{path}")
+        try:
+            tables = sa.inspect(ledger.engine).get_table_names()
+        except sa.exc.DatabaseError as error:
+            raise DataError(f"{path}: not a ledger ({error.orig})") from None
+        if "events" not in tables:
+            raise DataError(f"{path}: not a ledger (it has no events)")
+        return ledger
+
+    def append(self, events: Iterable[Event]) -> list[Event]:
+        """Commit events in one transaction; those that happened already are left out.
+
+        Returns:
+            The new ones, with their places and times.
+        """
+        committed = []
+        with self.engine.begin() as connection:
+            for event in events:
+                row = {
+                    "time": time.time(),
+                    "kind": event.kind,
+                    "trial": event.trial,
+                    "attempt": event.attempt,
+                    "step": event.step,
+                    "body": json.dumps(event.body),
+                }
+                statement = self._insert(_EVENTS).values(row).on_conflict_do_nothing()
+                seq = connection.execute(statement.returning(_EVENTS.c.seq)).scalar()
+                if seq is not None:
+                    committed.append(_event({**row, "seq": seq}))
+        return committed
+
+    def read(self, after: int = 0) -> list[Event]:
+        """All events after a place, in order."""
+        query = sa.select(_EVENTS).where(_EVENTS.c.seq > after).order_by(_EVENTS.c.seq)
+        with self.engine.connect() as connection:
+            return [_event(dict(row)) for row in connection.execute(query).mappings()]
+
+    def acknowledged(self, consumer: str) -> int:
+        """The place up to which a consumer has dealt with the events."""
+        query = sa.select(_OFFSETS.c.seq).where(_OFFSETS.c.consumer == consumer)
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def acknowledge(self, consumer: str, seq: int) -> None:
+        """Remember that a consumer has dealt with all events up to `seq`."""
+        mine = _OFFSETS.c.consumer == consumer
+        with self.engine.begin() as connection:
+            if not connection.execute(_OFFSETS.update().where(mine).values(seq=seq)).rowcount:
+                connection.execute(_OFFSETS.insert().values(consumer=consumer, seq=seq))
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self.engine.dispose()
+
+
+def _event(row: dict[str, Any]) -> Event:
+    return Event(**{**row, "body": json.loads(row["body"])})
+
+
+def _durable(connection: Any, _: Any) -> None:
+    # Write-ahead log: readers never block the driver. FULL: a commit survives a power cut.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+@dataclass
+class Trial:
+    """What the ledger says of one trial."""
+
+    id: str
+    number: int
+    seed: int
+    values: dict[str, Any]
+    latent: dict[str, Any]
+    attrs: dict[str, Any]
+    config: dict[str, Any]
+    status: Status = "waiting"
+    attempt: int = 0
+    starts: int = 0
+    reason: str = ""
+    reports: dict[int, dict[str, float]] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs reported."""
+        return max(self.reports, default=0)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last report, and what the final suite measured."""
+        return {**self.reports.get(self.epoch, {}), **self.test}
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to come unless somebody asks for it."""
+        return self.status in ("finished", "diverged", "failed", "pruned")
+
+
+@dataclass
+class SweepState:
+    """The state of a sweep: a fold over its events."""
+
+    job: dict[str, Any] = field(default_factory=dict)
+    uid: str = ""
+    executor: Literal["ray", "inline"] = "ray"
+    trials: dict[str, Trial] = field(default_factory=dict)
+    extensions: int = 0
+    seq: int = 0
+
+    @classmethod
+    def of(cls, events: Sequence[Event]) -> SweepState:
+        """The state after these events."""
+        state = cls()
+        for event in events:
+            state.apply(event)
+        return state
+
+    def apply(self, event: Event) -> None:
+        """Take one more event into account."""
+        self.seq = event.seq
+        if event.kind in ("created", "extended"):
+            self.job = event.body["job"]
+            self.uid = event.body.get("uid", self.uid)
+            self.executor = event.body.get("executor", self.executor)
+            self.extensions += event.kind == "extended"
+        elif event.kind == "proposed":
+            self.trials[event.trial] = Trial(id=event.trial, **event.body)
+        else:
+            _apply_to_trial(self.trials[event.trial], event)
+
+    def count(self, status: Status) -> int:
+        """How many trials are in a state."""
+        return sum(trial.status == status for trial in self.trials.values())
+
+
+def _apply_to_trial(trial: Trial, event: Event) -> None:
+    if event.kind == "started":
+        trial.status, trial.starts, trial.reason = "running", event.step + 1, ""
+    elif event.kind == "reported":
+        trial.reports[event.step] = event.body["metrics"]
+    elif event.kind == "finished":
+        trial.status = "finished"
+    elif event.kind in ("diverged", "failed"):
+        trial.status = "diverged" if event.kind == "diverged" else "failed"
+        trial.reason = event.body["reason"]
+    elif event.kind == "restarted":
+        trial.status, trial.attempt, trial.starts = "waiting", event.attempt, 0
+        trial.reports.clear()
+        trial.test.clear()
+    elif event.kind == "measured":
+        trial.test = event.body["metrics"]

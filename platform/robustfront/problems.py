@@ -1,0 +1,166 @@
+"""Reading YAML and checking it: every problem of a file as one line each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from robustfront.errors import ConfigError, nearest
+from robustfront.registry import Component
+
+C = TypeVar("C", bound=Component)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading that refuses a key given twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a plain word", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file.
+
+    Raises:
+        ConfigError: no such file, not readable, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path(".")
+        names = sorted(p.name for p in folder.iterdir() if p.suffix in {".yaml", ".yml", ".json"})
+        raise ConfigError(str(path), [f"no such file{nearest(path.name, names)}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
+    try:
+        raw = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)  # noqa: S506
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(str(path), [" ".join(str(error).split())]) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(str(path), [f"a mapping of keys is expected, got {type(raw).__name__}"])
+    return {str(key): value for key, value in raw.items()}
+
+
+def parse_overrides(settings: list[str]) -> dict[str, Any]:
+    """`key=value` texts of the command line; values are read as YAML.
+
+    Raises:
+        ConfigError: a text without `=`, or a value that is not YAML.
+    """
+    overrides, problems = {}, []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            problems.append(f"write key=value, got {setting!r}")
+            continue
+        try:
+            overrides[key.strip()] = yaml.load(value, _Loader)  # noqa: S506 - a safe loader
+        except yaml.YAMLError as error:
+            problems.append(f"{key}: {' '.join(str(error).split())}")
+    if problems:
+        raise ConfigError("--set", problems)
+    return overrides
+
+
+def overlaid(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested settings with dotted keys set.
+
+    A `type` that changes takes the settings of the old type away with it.
+    """
+    result = json.loads(json.dumps(raw, default=str))
+    for key in sorted(overrides, key=lambda key: not key.endswith(".type")):
+        *parents, leaf = key.split(".")
+        section = result
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
+        if leaf == "type" and section.get("type") != overrides[key]:
+            section.clear()
+        section[leaf] = overrides[key]
+    return result  # type: ignore[no-any-return]
+
+
+def validated(cls: type[C], raw: Mapping[str, Any]) -> tuple[C | None, list[str]]:
+    """The checked object, or None and all of its problems."""
+    try:
+        return cls.model_validate(raw), []
+    except ValidationError as error:
+        return None, [_line(cls, problem) for problem in error.errors(include_url=False)]
+
+
+def _line(root: type[Component], problem: Any) -> str:
+    key, owners = _locate(root, problem["loc"])
+    found, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        fields = [name for owner in owners for name in owner.model_fields]
+        return f"{key}: unknown key{nearest(key.split('.')[-1], fields)}"
+    if kind == "union_tag_invalid":
+        allowed = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        return f"{key}.type: got {context['tag']!r}{nearest(context['tag'], allowed)}"
+    if kind == "union_tag_not_found":
+        return f"{key}: `type` is missing (allowed: {', '.join(_tags(root, problem['loc']))})"
+    if kind == "missing":
+        return f"{key}: is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "literal_error" and isinstance(found, str):
+        allowed = [tag.strip(" '") for tag in context["expected"].replace(" or ", ", ").split(",")]
+        return f"{key}: got {found!r}{nearest(found, allowed)}"
+    shown = repr(found)
+    return f"{key or 'all of it'}: {message}" + (f" (got {shown})" if len(shown) < 80 else "")
+
+
+def _tags(root: type[Component], loc: tuple[int | str, ...]) -> list[str]:
+    owners = [root]
+    for item in loc:
+        owners = _descend(owners, item)
+    return [owner.model_fields["type"].default for owner in owners]
+
+
+def _locate(root: type[Component], loc: tuple[int | str, ...]) -> tuple[str, list[type[Component]]]:
+    """The dotted key of an error without pydantic's union tags, and the class that owns it."""
+    key: list[str] = []
+    owners, candidates = [root], [root]
+    for item in loc:
+        tagged = [c for c in candidates if len(candidates) > 1 and _tag(c) == item]
+        if tagged:
+            candidates = tagged
+            continue
+        key.append(str(item))
+        owners, candidates = candidates, _descend(candidates, item)
+    return ".".join(key), owners
+
+
+def _tag(cls: type[Component]) -> object:
+    field = cls.model_fields.get("type")
+    return field.default if field else None
+
+
+def _descend(classes: list[type[Component]], item: int | str) -> list[type[Component]]:
+    if isinstance(item, int):
+        return classes
+    fields = [c.model_fields[item] for c in classes if item in c.model_fields]
+    return [cls for field in fields for cls in _components(field.annotation)]
+
+
+def _components(annotation: Any) -> list[type[Component]]:
+    if isinstance(annotation, type) and issubclass(annotation, Component):
+        return [annotation]
+    return [cls for part in get_args(annotation) for cls in _components(part)]

@@ -1,0 +1,186 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from robustfront.config import TrialConfig
+from robustfront.errors import ConfigError
+from robustfront.estimate import Estimate
+from robustfront.executors.live import summary
+from robustfront.search.plan import Plan
+from robustfront.sweep import Sweep
+from robustfront.tracking.front import Front, is_error
+from robustfront.tracking.shipper import store_uri
+from robustfront.training.checkpoint import write_bytes
+from robustfront.training.fit import Metrics
+
+_STATES = ("waiting", "running", "finished", "pruned", "failed", "diverged")
+
+
+def show_front(front: Front) -> None:
+    """The members of a front as tables that fit a terminal: their errors, their settings."""
+    console = Console(highlight=False)
+    if front.members.empty:
+        console.print(f"{front.name}: no finished trial with {front.x} and {front.y} yet")
+        return
+    names = [str(name) for name in front.members.columns]
+    tested = [n for n in names if n.startswith("test/") and not n.endswith(("_low", "_high"))]
+    columns = list(dict.fromkeys([front.x, front.y, *tested]))
+    title = f"{front.name}: {front.subtitle}; errors in % with 95 % intervals over examples"
+    errors = Table("trial", title=title, box=None, title_justify="left")
+    for column in columns:
+        errors.add_column(column.replace("/", " ").replace("_", " "), justify="right")
+    settings = Table("trial", "configuration", box=None)
+    for _, row in front.members.iterrows():
+        errors.add_row(str(row["trial"]), *(_error(row, column) for column in columns))
+        settings.add_row(str(row["trial"]), _parameters(row, front.parameters))
+    console.print(errors, settings, sep="\n\n")
+    console.print(
+        f"\n{len(front.members)} of {front.count('finished')} finished trials are on the front, "
+        f"hypervolume {front.hypervolume:.4f}; {100 * front.diverged_share:.0f} % diverged."
+    )
+
+
+def save_front(front: Front, csv: Path | None, png: Path | None, html: Path | None) -> None:
+    """The front as files.
+
+    Raises:
+        ConfigError: a folder that does not exist.
+    """
+    from robustfront.tracking import front_html, front_png
+
+    asked = [path for path in (csv, png, html) if path is not None]
+    wrong = [f"{path}: its folder does not exist" for path in asked if not path.parent.is_dir()]
+    if wrong:
+        raise ConfigError("front", wrong)
+    if csv is not None:
+        write_bytes(csv, front.to_csv().encode())
+    if png is not None:
+        write_bytes(png, front_png.render(front))
+    if html is not None:
+        write_bytes(html, front_html.render(front).encode())
+
+
+def show_end(sweep: Sweep) -> None:
+    """What became of a sweep, and where to look further."""
+    console = Console(highlight=False, soft_wrap=True)
+    failed = [t for t in sweep.state.trials.values() if t.status in ("failed", "diverged")]
+    for trial in failed[:10]:
+        console.print(f"{trial.id} {trial.status}: {trial.reason}", style="red", markup=False)
+    if sweep.state.count("failed"):
+        console.print(f"`robustfront resume {sweep.name}` tries the failed trials again.")
+    for problem in sweep.problems:
+        console.print(problem, style="red", markup=False)
+    console.print(f"Sweep:  {sweep.folder}")
+    console.print(f"MLflow: {store_uri(sweep.job, sweep.folder)}   (robustfront ui)")
+
+
+def show_status(sweeps: list[Sweep], detailed: bool) -> None:
+    """Trials by state, progress and cost so far."""
+    console = Console()
+    if not sweeps:
+        console.print("no sweeps here; `robustfront run JOB.yaml` starts one")
+        return
+    table = Table(box=None)
+    for name in ("sweep", "trials", *_STATES, "epochs", "training"):
+        table.add_column(name, justify="left" if name == "sweep" else "right")
+    for sweep in sweeps:
+        trials = list(sweep.state.trials.values())
+        planned = sweep.job.search.trials * len(sweep.job.search.seeds)
+        seconds = sum(r["train_seconds"] for t in trials for r in t.reports.values())
+        table.add_row(
+            sweep.name,
+            f"{len(trials)}/{planned}",
+            *(str(sweep.state.count(state) or "") for state in _STATES),  # type: ignore[arg-type]
+            str(sum(trial.epoch for trial in trials)),
+            f"{seconds:.0f} s",
+        )
+    console.print(table)
+    if detailed:
+        console.print(_trials(sweeps[0]))
+
+
+def _trials(sweep: Sweep) -> Table:
+    table = Table(box=None)
+    for name in ("trial", "state", "epoch", *sweep.job.objectives, "configuration"):
+        table.add_column(name)
+    for trial in sweep.state.trials.values():
+        errors = [
+            f"{trial.metrics[name]:.4f}" if name in trial.metrics else ""
+            for name in sweep.job.objectives
+        ]
+        table.add_row(
+            trial.id, trial.status, str(trial.epoch), *errors, trial.reason or summary(trial)
+        )
+    return table
+
+
+def show_plan(plan: Plan, estimate: Estimate) -> None:
+    """What a job would do."""
+    job = plan.job
+    table = Table(box=None, show_header=False)
+    threats = ", ".join(threat.name.replace("_", " ") for threat in job.threat)
+    cost = (
+        "unknown"
+        if estimate.forward_equivalents is None
+        else (f"{estimate.forward_equivalents:.2e} forward passes")
+    )
+    if estimate.seconds is not None:
+        cost += f", about {estimate.seconds / 60:.1f} min here with {estimate.concurrency} at once"
+    rows = {
+        "sweep": job.name,
+        "trials": f"{estimate.trials} ({job.search.sampler}, seeds {list(job.search.seeds)})",
+        "epochs": f"{job.train.epochs} each",
+        "objectives": ", ".join(job.objectives),
+        "threat": f"{threats}, measured by {job.evaluate.attack.name}",
+        "final": f"{job.evaluate.final.attack.name} on the test split, for the front",
+        "searched": ", ".join(plan.space.keys) or "nothing",
+        "cost": cost + (f" ({estimate.reason})" if estimate.reason else ""),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def show_trial(reports: Iterator[tuple[int, Metrics]], config: TrialConfig, folder: Path) -> None:
+    """The progress of one trial, then its errors."""
+    console = Console(highlight=False, soft_wrap=True)
+    metrics: Metrics = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("epochs", total=config.train.epochs)
+        for epoch, metrics in reports:
+            progress.update(task, completed=epoch)
+            errors = ", ".join(f"{name} {metrics[name]:.4f}" for name in config.objectives)
+            console.print(f"epoch {epoch}/{config.train.epochs}: {errors}")
+    for name, value in metrics.items():
+        if is_error(name) and "/" in name:
+            console.print(f"{name} {value:.4f}")
+    console.print(f"written to {folder}")
+
+
+def _error(row: pd.Series, column: str) -> str:
+    value = row[column]
+    if pd.isna(value):
+        return ""
+    if not is_error(column):
+        return f"{value:.4g}"
+    low, high = row.get(f"{column}_low", np.nan), row.get(f"{column}_high", np.nan)
+    interval = "" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * value:.1f}{interval}"
+
+
+def _parameters(row: pd.Series, names: tuple[str, ...]) -> str:
+    return "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name in names
+        if (value := row.get(name)) is not None and not pd.isna(value)
+    )

@@ -1,0 +1,103 @@
+"""A job file as a checked plan: the job, its search space, and what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustfront.config import Job, TrialConfig, read_settings
+from robustfront.errors import ConfigError, nearest
+from robustfront.problems import overlaid, read_mapping, validated
+from robustfront.search.space import Space
+
+# The rest is fixed for a whole job: changing it would make the points of a front incomparable.
+SEARCHABLE = ("model", "method", "update", "smoothing", "train", "train_threat")
+SEARCHABLE_DATA = ("data.augment", "data.train_size")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job that can be run.
+
+    Args:
+        settings: what the file and the command line said, paths absolute, the space inline.
+    """
+
+    job: Job
+    space: Space
+    settings: dict[str, Any]
+
+
+def load_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
+    """Read and check a job file and its search space.
+
+    Raises:
+        ConfigError: with every problem of both files.
+    """
+    return check(read_settings(path, overrides or {}), str(path))
+
+
+def check(settings: dict[str, Any], where: str) -> Plan:
+    """Check settings that are read already.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    space, problems = _space(settings)
+    raw = {key: value for key, value in settings.items() if key != "search_space"}
+    job, found = validated(Job, raw)
+    problems = found + problems
+    if job is not None and space is not None:
+        problems += _probe(settings, space)
+        problems += _grid_problems(job, space)
+    if problems or job is None or space is None:
+        raise ConfigError(where, problems)
+    settings = {**settings, "search_space": _raw_space(settings)}
+    return Plan(Job.model_validate(settings), space, settings)
+
+
+def _raw_space(settings: Mapping[str, Any]) -> dict[str, Any]:
+    given = settings.get("search_space") or {}
+    return read_mapping(Path(given)) if isinstance(given, str) else given
+
+
+def _space(settings: Mapping[str, Any]) -> tuple[Space | None, list[str]]:
+    given = settings.get("search_space")
+    where = given if isinstance(given, str) else "search_space"
+    try:
+        space = Space.parse(_raw_space(settings), where)
+    except ConfigError as error:
+        return None, [f"search_space: {line}" for line in (error.where, *error.problems)]
+    wrong = [key for key in space.keys if not _searchable(key)]
+    allowed = [*SEARCHABLE, *SEARCHABLE_DATA]
+    return space, [
+        f"search_space: {key}: cannot be searched, it is fixed for the whole job"
+        f"{nearest(key, allowed)}"
+        for key in wrong
+    ]
+
+
+def _searchable(key: str) -> bool:
+    return key.split(".")[0] in SEARCHABLE or key.startswith(SEARCHABLE_DATA)
+
+
+def _probe(settings: Mapping[str, Any], space: Space) -> list[str]:
+    """Problems of the trials at the ends of each entry's range."""
+    fields = {key: settings[key] for key in TrialConfig.model_fields if key in settings}
+    problems: dict[str, None] = {}
+    for key, values in space.probes():
+        _, found = validated(TrialConfig, overlaid(fields, values))
+        problems |= {f"search_space: {key} = {values.get(key)!r}: {line}": None for line in found}
+    return list(problems)
+
+
+def _grid_problems(job: Job, space: Space) -> list[str]:
+    if job.search.sampler != "grid":
+        return []
+    try:
+        space.grid()
+    except ConfigError as error:
+        return [f"search_space: {line}" for line in error.problems]
+    return []

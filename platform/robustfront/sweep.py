@@ -1,0 +1,276 @@
+"""A sweep from outside: start it, go on with it, look at it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from robustfront.config import Job
+from robustfront.errors import ConfigError, DataError, nearest
+from robustfront.evaluation.records import Records
+from robustfront.executors.choose import Executor, Kind, make_executor
+from robustfront.executors.driver import Driver, Failed
+from robustfront.executors.live import Display
+from robustfront.ledger import Event, Ledger, SweepState
+from robustfront.problems import overlaid
+from robustfront.search.plan import Plan, check, load_plan
+from robustfront.tracking.front import Front
+from robustfront.tracking.shipper import Shipper
+from robustfront.tracking.tables import front_of, trials_table
+
+# What may change when a sweep goes on; anything else would make its trials incomparable.
+_RESUMABLE = ("search.trials", "search.max_concurrent", "resources.cpu", "resources.gpu", "retries")
+
+
+class Sweep:
+    """A sweep on disk, as it was when it was opened.
+
+    Args:
+        folder: with its ledger, its job and its trials.
+        pending: events that MLflow has not got yet, because it did not answer.
+        problems: what went wrong outside of the trials.
+    """
+
+    def __init__(
+        self, folder: Path, state: SweepState, pending: int = 0, problems: tuple[str, ...] = ()
+    ) -> None:
+        self.folder, self.name, self.state = folder, folder.name, state
+        self.pending, self.problems = pending, problems
+        self.job: Job = check(state.job, str(folder / "job.yaml")).job
+
+    @classmethod
+    def open(cls, sweep: str | Path) -> Sweep:
+        """A sweep by its name under `sweeps/`, or by its folder.
+
+        Raises:
+            DataError: there is none.
+        """
+        folder = find(sweep)
+        ledger = Ledger.open(folder)
+        state = SweepState.of(ledger.read())
+        ledger.close()
+        return cls(folder, state)
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial: state, searched parameters, last metrics."""
+        return trials_table(self.state)
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """One row for each finished trial and validation example: label and predictions."""
+        tables = []
+        for trial in self.state.trials.values():
+            if trial.status == "finished":
+                records = Records.load(self.folder / "trials" / trial.id / "records.npz")
+                columns = {"label": records.label, "plain": records.plain, **records.attacked}
+                tables.append(pd.DataFrame({"trial": trial.id, **columns}))
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def front(self, split: str = "val", x: str | None = None, y: str | None = None) -> pd.DataFrame:
+        """The trials on the front, by growing x."""
+        return self.front_view(split, x, y).members
+
+    def front_view(self, split: str = "val", x: str | None = None, y: str | None = None) -> Front:
+        """The front with its pictures.
+
+        Raises:
+            ConfigError: a split or a metric that does not exist.
+        """
+        if split not in ("val", "test"):
+            raise ConfigError("split", [f"got {split!r}{nearest(split, ['val', 'test'])}"])
+        known = sorted({name for t in self.state.trials.values() for name in t.metrics})
+        wrong = [name for name in (x, y) if name is not None and name not in known]
+        if wrong:
+            raise ConfigError("metric", [f"got {name!r}{nearest(name, known)}" for name in wrong])
+        return front_of(self.name, self.job, self.state, split, (x, y))
+
+
+def run(
+    job: str | Path,
+    set: Mapping[str, Any] | None = None,  # noqa: A002 - the command line's word
+    executor: Kind = "ray",
+    address: str | None = None,
+) -> Sweep:
+    """Run a job file to its end.
+
+    Args:
+        set: values that replace those of the file, by dotted keys.
+        executor: `ray`, or `inline` for one trial after the other in this process.
+        address: of a Ray cluster; None starts a private one on this machine.
+
+    Raises:
+        ConfigError: the job, its search space or its resources are wrong, or its name is taken.
+        DataError: the data cannot be read.
+    """
+    plan = load_plan(Path(job), set)
+    folder = folder_of(plan.job)
+    if folder.exists():
+        hint = (
+            f"`robustfront resume {_shown(folder)}` goes on with it, `--set name=...` starts anew"
+        )
+        raise ConfigError(str(job), [f"name: the sweep {folder} exists; {hint}"])
+    Shipper.warm_up()
+    hands = make_executor(executor, plan.job, address)
+    try:
+        _create(folder, plan, executor)
+        return _drive(folder, plan, hands, "resume")
+    finally:
+        hands.close()
+
+
+def resume(
+    sweep: str | Path,
+    failed: Failed = "resume",
+    set: Mapping[str, Any] | None = None,  # noqa: A002 - the command line's word
+    executor: Kind | None = None,
+    address: str | None = None,
+) -> Sweep:
+    """Go on with a sweep where it stopped; `set={"search.trials": 48}` extends it.
+
+    Args:
+        failed: what to do with failed trials: go on from their last epoch, begin again, or skip.
+        executor: None takes the one the sweep was started with.
+
+    Raises:
+        ConfigError: a setting that cannot change within a sweep, or a sweep that is running.
+        DataError: no such sweep, or data that cannot be read.
+    """
+    folder = find(sweep)
+    ledger = Ledger.open(folder)
+    try:
+        state = SweepState.of(ledger.read())
+        plan = _extended(state, set or {}, folder)
+        Shipper.warm_up()
+        hands = make_executor(executor or state.executor, plan.job, address)
+        try:
+            if plan.settings != state.job:
+                body = {"job": plan.settings}
+                ledger.append([Event("extended", step=state.extensions, body=body)])
+            return _drive(folder, plan, hands, failed)
+        finally:
+            hands.close()
+    finally:
+        ledger.close()
+
+
+def folder_of(job: Job) -> Path:
+    """Where a job's sweep lives."""
+    return Path(job.storage) if job.storage else Path("sweeps").absolute() / job.name
+
+
+def find(sweep: str | Path) -> Path:
+    """The folder of a sweep, from its name under `sweeps/` or its path.
+
+    Raises:
+        DataError: there is none.
+    """
+    candidates = [Path(sweep).absolute(), Path("sweeps").absolute() / sweep]
+    for folder in candidates:
+        if (folder / "ledger.db").is_file():
+            return folder
+    known = [folder.name for folder in sweep_folders()]
+    raise DataError(f"no sweep {str(sweep)!r} here{nearest(sweep, known) if known else ''}")
+
+
+def sweep_folders() -> list[Path]:
+    """All sweeps under `sweeps/`."""
+    return sorted(path.parent for path in Path("sweeps").absolute().glob("*/ledger.db"))
+
+
+def _shown(folder: Path) -> str:
+    return folder.name if folder.parent == Path("sweeps").absolute() else str(folder)
+
+
+def _extended(state: SweepState, changes: Mapping[str, Any], folder: Path) -> Plan:
+    wrong = [key for key in changes if key not in _RESUMABLE]
+    if wrong:
+        problems = [f"{key}: cannot change in a sweep{nearest(key, _RESUMABLE)}" for key in wrong]
+        raise ConfigError("--set", problems)
+    plan = check(overlaid(state.job, changes), "--set")
+    fewer = plan.job.search.trials < 1 + max((t.number for t in state.trials.values()), default=-1)
+    if fewer:
+        raise ConfigError("--set", [f"search.trials: {folder.name} has more trials already"])
+    return plan
+
+
+def _create(folder: Path, plan: Plan, executor: Kind) -> None:
+    """The sweep's folder with its first event: all of it, or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        draft.chmod(0o755)
+        ledger = Ledger.create(draft)
+        body = {
+            "job": plan.settings,
+            "uid": uuid.uuid4().hex,
+            "version": _version(),
+            "executor": executor,
+        }
+        ledger.append([Event("created", body=body)])
+        ledger.close()
+        text = yaml.safe_dump(plan.settings, sort_keys=False, allow_unicode=True)
+        (draft / "job.yaml").write_text(text)
+        os.rename(draft, folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _version() -> str:
+    """The package's version, and the commit if it runs from a checkout."""
+    version = metadata.version("robustfront")
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return version
+    return f"{version}+{done.stdout.strip()}" if done.returncode == 0 else version
+
+
+def _drive(folder: Path, plan: Plan, hands: Executor, failed: Failed) -> Sweep:
+    with _only_driver(folder):
+        ledger = Ledger.open(folder)
+        shipper = Shipper(folder, plan.job)
+        try:
+            driver = Driver(folder, ledger, plan, failed)
+            shipper.start()
+            with Display(driver, hands.concurrency, lambda: shipper.problem) as display:
+                hands.run(driver)
+                display.finishing("sending what is left to MLflow")
+                pending = shipper.close(timeout=90)
+            state, problems = driver.state, list(driver.problems)
+        finally:
+            shipper.close(timeout=5)
+            ledger.close()
+    if pending:
+        problems.append(
+            f"MLflow at {shipper.uri} has not got {pending} events ({shipper.problem}); "
+            f"`robustfront resume {_shown(folder)}` sends them"
+        )
+    return Sweep(folder, state, pending, tuple(problems))
+
+
+@contextmanager
+def _only_driver(folder: Path) -> Iterator[None]:
+    """Two drivers would hand out the same trials; the lock ends with its process."""
+    with (folder / "driver.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(str(folder), ["this sweep is running in another process"]) from None
+        yield

@@ -1,0 +1,159 @@
+"""The l-infinity, l2 and l1 balls, each intersected with the box [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+import torch
+from pydantic import field_validator
+from torch import Tensor
+
+from robustfront.randomness import Rng
+from robustfront.registry import Component
+from robustfront.threats.radius import Eps, eps_text, parse_eps
+
+Norm = Literal["linf", "l2", "l1"]
+
+# Bisection halves the interval of the threshold: 40 halvings reach fp32 precision from any start.
+_BISECTIONS = 40
+
+
+class PerturbationSet(Protocol):
+    """What an attack needs of a set of allowed inputs around each x (N, C, H, W)."""
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """A point of the set near x_adv; x_adv itself where it lies in the set."""
+
+    def sample(self, x: Tensor, rng: Rng) -> Tensor:
+        """A random point of the set for each x."""
+
+    def step(self, x_adv: Tensor, grad: Tensor, relative: float, absolute: float | None) -> Tensor:
+        """x_adv moved uphill, not projected; `absolute` replaces `relative` * eps."""
+
+
+class Threat(Component):
+    """A ball of radius `eps` in [0, 1] pixel units around each input, within the box [0, 1]."""
+
+    norm: Norm
+    eps: Eps
+
+    @field_validator("eps")
+    @classmethod
+    def _within_the_box(cls, eps: Eps, info: object) -> Eps:
+        norm = getattr(info, "data", {}).get("norm")
+        if norm == "linf" and eps > 1:
+            raise ValueError(
+                f"an linf radius lies in [0, 1] (pixel units), got {eps_text(eps)}; "
+                f"did you mean {eps_text(eps)}/255?"
+            )
+        return eps
+
+    @classmethod
+    def parse(cls, text: str) -> Threat:
+        """A threat from `linf:8/255`.
+
+        Raises:
+            ValueError: another form, an unknown norm, or a radius outside its range.
+        """
+        norm, colon, eps = text.partition(":")
+        if not colon:
+            raise ValueError(f"write a threat as NORM:EPS, for instance linf:8/255, got {text!r}")
+        return cls.model_validate({"norm": norm, "eps": parse_eps(eps)})
+
+    @property
+    def name(self) -> str:
+        """How metrics call it: `linf_8_255`, `l2_0.5`."""
+        return f"{self.norm}_{eps_text(self.eps).replace('/', '_')}"
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Norm of the perturbation, (N,)."""
+        delta = (x_adv - x).flatten(1)
+        order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[self.norm]
+        norms: Tensor = torch.linalg.vector_norm(delta, order, dim=1)
+        return norms
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """A point of ball and box: the nearest one for linf and l1; for l2 the box, then the ball.
+
+        For l2 the order matters: shrinking towards x stays in the box, clipping after it would lose
+        radius. eps = 0 gives x itself, bit for bit.
+        """
+        eps = float(self.eps)
+        if eps == 0:
+            return x.clone()
+        if self.norm == "linf":
+            return torch.clamp(torch.clamp(x_adv, x - eps, x + eps), 0, 1)
+        if self.norm == "l2":
+            delta = x_adv.clamp(0, 1) - x
+            norms = _per_example(torch.linalg.vector_norm(delta.flatten(1), dim=1), x)
+            return (x + delta * (eps / norms.clamp(min=eps))).clamp(0, 1)
+        return x + _project_l1_box(x_adv - x, -x, 1 - x, eps)
+
+    def sample(self, x: Tensor, rng: Rng) -> Tensor:
+        """Uniform in the ball, then projected onto the box."""
+        eps = float(self.eps)
+        if self.norm == "linf":
+            delta = (2 * rng.uniform(x) - 1) * eps
+        elif self.norm == "l2":
+            direction = rng.normal(x)
+            length = rng.uniform(x[:, :1, :1, :1]) ** (1 / x[0].numel()) * eps
+            norms = torch.linalg.vector_norm(direction.flatten(1), dim=1)
+            delta = direction * (length / _per_example(norms, x))
+        else:
+            # d + 1 exponentials over their sum are uniform on the simplex; the last is the slack
+            size, sign = rng.exponential(x), torch.sign(rng.uniform(x) - 0.5)
+            total = size.flatten(1).sum(1) + rng.exponential(x[:, 0, 0, 0])
+            delta = sign * size * (eps / _per_example(total, x))
+        return self.project(x + delta, x)
+
+    def step(self, x_adv: Tensor, grad: Tensor, relative: float, absolute: float | None) -> Tensor:
+        """Steepest ascent of length `relative` * eps (or `absolute`) in this norm, not projected.
+
+        For l1 the step goes to the pixels with the steepest slope that can still move, so many that
+        none moves by more than half the pixel range. A zero gradient moves nothing.
+        """
+        size = relative * float(self.eps) if absolute is None else absolute
+        if self.norm == "linf":
+            return x_adv + size * torch.sign(grad)
+        if self.norm == "l2":
+            norms = torch.linalg.vector_norm(grad.flatten(1), dim=1).clamp(min=1e-30)
+            return x_adv + size * grad / _per_example(norms, grad)
+        return x_adv + _steepest_l1(x_adv, grad, size)
+
+
+def _per_example(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _steepest_l1(x_adv: Tensor, grad: Tensor, size: float) -> Tensor:
+    movable = torch.where(grad > 0, x_adv < 1, x_adv > 0)
+    slope = (grad.abs() * movable).flatten(1)
+    count = min(max(1, math.ceil(2 * size)), slope.shape[1])
+    top = slope.topk(count, dim=1)
+    share = torch.zeros_like(slope).scatter_(1, top.indices, (top.values > 0).to(slope.dtype))
+    return size / count * share.view_as(grad) * torch.sign(grad)
+
+
+def _project_l1_box(delta: Tensor, lower: Tensor, upper: Tensor, eps: float) -> Tensor:
+    """argmin ||d - delta||_2 subject to ||d||_1 <= eps and lower <= d <= upper; 0 is feasible.
+
+    d_i = clip(sign(delta_i) max(|delta_i| - t, 0), lower_i, upper_i) with the smallest t >= 0 that
+    respects eps; the norm falls with t, so t is found by bisection, from the feasible side.
+    """
+    size, sign = delta.abs(), torch.sign(delta)
+
+    def shrunk(threshold: Tensor) -> Tensor:
+        return torch.clamp(sign * torch.clamp(size - threshold, min=0), lower, upper)
+
+    def norm(candidate: Tensor) -> Tensor:
+        return _per_example(candidate.flatten(1).abs().sum(1), delta)
+
+    inside = norm(shrunk(torch.zeros_like(size[:, :1, :1, :1]))) <= eps
+    low = torch.zeros_like(size[:, :1, :1, :1])
+    high = _per_example(size.flatten(1).amax(1), delta)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        feasible = norm(shrunk(middle)) <= eps
+        low, high = torch.where(feasible, low, middle), torch.where(feasible, middle, high)
+    return shrunk(torch.where(inside, 0.0, high))

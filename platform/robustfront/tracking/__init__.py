@@ -1,0 +1,1 @@
+"""Where a sweep is shown: MLflow, the pictures of its front, and its report."""

@@ -1,0 +1,182 @@
+"""The Pareto front of a sweep: who is on it, as table and record; `write` adds the pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustfront.evaluation.intervals import clopper_pearson
+from robustfront.search.pareto import hypervolume, non_dominated
+
+REFERENCE = (1.0, 1.0)
+ENDED = ("finished", "pruned", "diverged", "failed")
+
+_IDENTITY = ("trial", "number", "seed", "state")
+
+Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+
+
+def is_error(metric: str) -> bool:
+    """Whether a metric is a share of examples: `robust_error`, `test/robust_error/union/apgd`."""
+    return any(part.endswith("_error") for part in metric.split("/"))
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """The trials of a sweep, seen in two metrics that are both minimised.
+
+    Args:
+        name: the sweep.
+        x: metric across, usually `standard_error`.
+        y: metric upwards, usually `robust_error`.
+        trials: one row per trial: `trial`, `number`, `seed`, `state`, one column per metric and per
+            resolved searched parameter. `val_examples` counts the examples of the metrics,
+            `<split>_examples` those of the metrics named `<split>/...`.
+        parameters: the columns that are searched parameters.
+        subtitle: what was measured, for instance "digits, linf 0.1, pgd20, validation split".
+    """
+
+    name: str
+    x: str
+    y: str
+    trials: pd.DataFrame
+    parameters: tuple[str, ...]
+    subtitle: str
+
+    @cached_property
+    def every(self) -> pd.DataFrame:
+        """All trials, also where a sweep has no result yet: with the columns of both metrics."""
+        columns = dict.fromkeys([*_IDENTITY, *self.trials.columns, self.x, self.y])
+        return self.trials.reset_index(drop=True).reindex(columns=list(columns))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The trials where both metrics are finite, with `pareto` and each error's 95 % interval.
+
+        An interval stands in `<metric>_low` and `<metric>_high`, after its metric.
+        """
+        measured = np.asarray(np.isfinite(self.points(self.every)).all(axis=1))
+        table = self.every.loc[measured].reset_index(drop=True)
+        finished = (table["state"] == "finished").to_numpy()
+        member = np.zeros(len(table), dtype=bool)
+        member[finished] = non_dominated(self.points(table[finished]))
+        table.insert(len(_IDENTITY), "pareto", member)
+        for column in table.columns.difference(list(self.parameters)):
+            if is_error(column):
+                _insert_interval(table, column)
+            elif column.endswith("_examples"):
+                table[column] = table[column].astype("Int64")
+        return table
+
+    @cached_property
+    def members(self) -> pd.DataFrame:
+        """The finished trials that no other finished trial dominates, by growing x."""
+        return self.table[self.table["pareto"]].sort_values([self.x, self.y, "number"])
+
+    @cached_property
+    def hypervolume(self) -> float:
+        """Area between the front and the reference (1, 1); 0 without a finished trial."""
+        return hypervolume(self.points(self.members), REFERENCE)
+
+    @property
+    def diverged_share(self) -> float:
+        """Diverged trials among those that ended; 0 before the first did."""
+        ended = [self.count(state) for state in ENDED]
+        return self.count("diverged") / sum(ended) if sum(ended) else 0.0
+
+    def count(self, state: str) -> int:
+        """Trials in a state."""
+        return int((self.every["state"] == state).sum())
+
+    def points(self, rows: pd.DataFrame) -> NDArray[np.float64]:
+        """(x, y) of some trials, (N, 2); NaN where a metric is missing."""
+        return rows[[self.x, self.y]].to_numpy(dtype=float, na_value=np.nan)
+
+    def to_csv(self) -> str:
+        """The table, errors in full precision, an empty cell where there is no value."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(self.table.columns)
+        for row in plain_rows(self.table):
+            writer.writerow(
+                json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in row.values()
+            )
+        return out.getvalue()
+
+    def to_json(self) -> str:
+        """The table and the front as JSON, null where there is no value."""
+        record = {
+            "sweep": self.name,
+            "measured": self.subtitle,
+            "objectives": [self.x, self.y],
+            "reference": REFERENCE,
+            "hypervolume": self.hypervolume,
+            "diverged_share": self.diverged_share,
+            "front": plain_rows(self.members),
+            "trials": plain_rows(self.table),
+        }
+        return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Writes `pareto.csv`, `.json`, `.png` and `.html`, each whole or not at all."""
+        from robustfront.tracking import front_html, front_png
+
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / "pareto.csv", self.to_csv().encode())
+        _replace(folder / "pareto.json", self.to_json().encode())
+        _replace(folder / "pareto.png", front_png.render(self))
+        _replace(folder / "pareto.html", front_html.render(self).encode())
+
+
+def _insert_interval(table: pd.DataFrame, metric: str) -> None:
+    split = metric.split("/")[0] if "/" in metric else "val"
+    if f"{split}_examples" not in table or table[f"{split}_examples"].isna().all():
+        return
+    n = table[f"{split}_examples"].to_numpy(dtype=float, na_value=np.nan)
+    error = table[metric].to_numpy(dtype=float, na_value=np.nan)
+    known = np.isfinite(n) & np.isfinite(error)
+    bounds = np.full((2, len(table)), np.nan)
+    bounds[:, known] = clopper_pearson(np.rint(error[known] * n[known]), n[known])
+    place = list(table.columns).index(metric) + 1
+    table.insert(place, f"{metric}_high", bounds[1])
+    table.insert(place, f"{metric}_low", bounds[0])
+
+
+def plain_rows(table: pd.DataFrame) -> list[dict[str, Plain]]:
+    """The rows as JSON values, None for what is missing or not finite."""
+    rows = table.itertuples(index=False, name=None)
+    return [dict(zip(table.columns, map(_plain, row), strict=True)) for row in rows]
+
+
+def _plain(value: object) -> Plain:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

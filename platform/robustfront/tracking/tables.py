@@ -1,0 +1,63 @@
+"""The state of a sweep as tables: its trials, and its front in two metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from robustfront.config import Job
+from robustfront.ledger import SweepState, Trial
+from robustfront.tracking.front import Front
+
+
+def trials_table(state: SweepState) -> pd.DataFrame:
+    """One row a trial: what it is, its searched parameters, its last metrics."""
+    rows = [
+        {
+            "trial": trial.id,
+            "number": trial.number,
+            "seed": trial.seed,
+            "state": trial.status,
+            "epoch": trial.epoch,
+            "reason": trial.reason,
+            **searched(trial),
+            **{_column(name): value for name, value in trial.metrics.items()},
+        }
+        for trial in state.trials.values()
+    ]
+    return pd.DataFrame(rows)
+
+
+def searched(trial: Trial) -> dict[str, Any]:
+    """The searched parameters of a trial; a mix norm by norm, and lambda beside beta."""
+    flat: dict[str, Any] = {}
+    for key, value in trial.values.items():
+        nested = value if isinstance(value, dict) else {None: value}
+        flat |= {key if name is None else f"{key}.{name}": v for name, v in nested.items()}
+    if flat.get("method.beta"):
+        flat["method.lambda"] = 1 / flat["method.beta"]
+    return flat
+
+
+def front_of(
+    name: str,
+    job: Job,
+    state: SweepState,
+    split: str = "val",
+    axes: tuple[str | None, str | None] = (None, None),
+) -> Front:
+    """The front of a sweep in two metrics: the job's first two objectives, or their test errors."""
+    table = trials_table(state)
+    attack = job.evaluate.attack if split == "val" else job.evaluate.final.attack
+    threat = job.threat[0].name if len(job.threat) == 1 else "union"
+    x, y = (*job.objectives, job.objectives[0])[:2]
+    if split == "test":
+        x, y = "test/standard_error", f"test/robust_error/{threat}/{attack.name}"
+    keys = dict.fromkeys(key for trial in state.trials.values() for key in searched(trial))
+    subtitle = f"{job.data.type}, {threat.replace('_', ' ')}, {attack.name}, {split} split"
+    return Front(name, axes[0] or x, axes[1] or y, table, tuple(keys), subtitle)
+
+
+def _column(metric: str) -> str:
+    return metric.replace("/", "_") if metric.endswith("/examples") else metric

@@ -1,0 +1,1 @@
+"""Training one configuration: the epochs as an iterator, checkpoints, schedules, optimisers."""

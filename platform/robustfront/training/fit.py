@@ -1,0 +1,276 @@
+"""Training one configuration, one report an epoch."""
+
+from __future__ import annotations
+
+import copy
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustfront.config import TrialConfig
+from robustfront.data import DataSet, split_data
+from robustfront.errors import Diverged
+from robustfront.evaluation.evaluate import measure
+from robustfront.evaluation.records import Records
+from robustfront.methods import StepContext
+from robustfront.models import build_model
+from robustfront.randomness import Rng, generator, seed_of
+from robustfront.training.checkpoint import (
+    load_weights,
+    optimizer_state,
+    read_tensors,
+    restore_optimizer,
+    write_tensors,
+)
+from robustfront.training.determinism import reset_process
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch gave.
+
+    Args:
+        epoch: how many epochs are done, from 1.
+        metrics: by the names of the long form (`val/robust_error/...`) and the short ones.
+        records: predictions of this epoch's model on the validation split.
+        save: writes the checkpoint from which training goes on after this epoch.
+    """
+
+    epoch: int
+    metrics: Metrics
+    records: Records
+    save: Callable[[Path], None]
+
+
+def fit(
+    config: TrialConfig, resume_from: Path | None = None, data: DataSet | None = None
+) -> Iterator[EpochReport]:
+    """Train, measuring on the validation split after each epoch.
+
+    Every random draw is a function of (seed, epoch, step, purpose), so training that goes on from a
+    checkpoint ends with the same weights as training that was never interrupted (bit for bit on a
+    CPU with the same number of threads).
+
+    Args:
+        config: all values resolved.
+        resume_from: a file that `EpochReport.save` wrote.
+        data: read already; must be what `config.data` says.
+
+    Raises:
+        Diverged: the loss or the weights are not finite.
+        DataError: the data or the checkpoint cannot be read.
+    """
+    reset_process(config.resources.cpu, config.seed)
+    device = torch.device(config.resources.device)
+    if data is None:
+        data = split_data(config.data, config.data.load(), device)
+    run = _Run.start(config, data, device)
+    if resume_from is not None:
+        run.restore(resume_from)
+    for epoch in range(run.epoch, config.train.epochs):
+        started = time.perf_counter()
+        means = run.train_epoch(epoch)
+        seconds = time.perf_counter() - started
+        run.epoch = epoch + 1
+        records = measure(
+            run.measured,
+            data.val,
+            config.threat,
+            config.evaluate.attack,
+            ("evaluate", "val"),
+            config.evaluate.batch_size,
+        )
+        metrics = run.summarise(records) | means | run.cost(seconds)
+        run.history.append(metrics)
+        yield EpochReport(run.epoch, metrics, records, run.save)
+
+
+class _WithNoise(nn.Module):
+    """The model behind additive noise that stays the same for all passes of one step."""
+
+    def __init__(self, model: nn.Module, noise: Tensor) -> None:
+        super().__init__()
+        self.model, self.noise = model, noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x + self.noise)  # type: ignore[no-any-return]
+
+
+def _clip_before_each_step(
+    optimizer: torch.optim.Optimizer, model: nn.Module, limit: float
+) -> None:
+    """Every update steps through the optimiser, so none can forget to clip."""
+
+    def clip(*_: object) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+    optimizer.register_step_pre_hook(clip)
+
+
+@dataclass
+class _Run:
+    """Everything that changes while a configuration is trained."""
+
+    config: TrialConfig
+    data: DataSet
+    device: torch.device
+    model: nn.Module
+    average: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    history: list[Metrics] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_metrics: Metrics = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, config: TrialConfig, data: DataSet, device: torch.device) -> _Run:
+        torch.manual_seed(seed_of(config.seed, "init"))
+        model = build_model(config.model, data.shape, data.classes, data.mean, data.std)
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = copy.deepcopy(model) if config.train.ema else None
+        optimizer = config.train.optimizer.build(model)
+        if config.train.clip_norm is not None:
+            _clip_before_each_step(optimizer, model, config.train.clip_norm)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        return cls(config, data, device, model, average, optimizer)
+
+    @property
+    def measured(self) -> nn.Module:
+        """The model that is measured: the running average where there is one."""
+        return self.average or self.model
+
+    def train_epoch(self, epoch: int) -> Metrics:
+        """One pass over the training split; the mean of each loss term.
+
+        The last examples of the random order are left out where they do not fill a batch.
+        """
+        train, total = self.config.train, len(self.data.train)
+        size = min(train.batch_size, total)
+        steps = total // size
+        source = generator("cpu", self.config.seed, epoch, "order")
+        order = torch.randperm(total, generator=source).to(self.device)
+        sums: dict[str, Tensor] = {}
+        self.model.train()
+        for step in range(steps):
+            self._set_rate(epoch + step / steps)
+            index = order[step * size : (step + 1) * size]
+            terms = self._train_step(index, epoch, step, epoch + step / steps)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
+        return self._means(sums, steps, epoch)
+
+    def _train_step(self, index: Tensor, epoch: int, step: int, now: float) -> dict[str, Tensor]:
+        config = self.config
+        rng = Rng((config.seed, epoch, step), block=len(index))
+        # Dropout draws from the global generator.
+        torch.manual_seed(seed_of(config.seed, epoch, step, "dropout"))
+        x, y = self.data.train.batch(index)
+        if config.data.augment is not None:
+            x = config.data.augment.apply(x, rng.child("augment"))
+        x = x.contiguous(memory_format=torch.channels_last)
+        net = self.model
+        if config.smoothing.sigma:
+            net = _WithNoise(net, config.smoothing.sigma * rng.child("noise").normal(x))
+        strength = config.train.eps_ramp.factor(now)
+        threat = config.train_threat.draw(len(x), x[0].numel(), strength, rng.child("mix"))
+        ctx = StepContext(threat, rng.child("attack"), now / config.train.epochs)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            loss = config.update.step(net, self.optimizer, config.method, (x, y), ctx)
+        self._update_average(epoch, step)
+        return {"loss": loss.total, **loss.terms}
+
+    @property
+    def _bfloat16(self) -> bool:
+        precision = self.config.train.precision
+        return precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+
+    def _set_rate(self, now: float) -> None:
+        train = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = train.optimizer.lr * train.schedule.factor(now, train.epochs)
+
+    @torch.no_grad()
+    def _update_average(self, epoch: int, step: int) -> None:
+        """Exponential moving average of the weights; buffers are copied."""
+        decay = self.config.train.ema
+        if self.average is None or decay is None:
+            return
+        # The first steps count for more: the start is random, not a good model.
+        steps = epoch * (len(self.data.train) // self.config.train.batch_size) + step
+        decay = min(decay, (1 + steps) / (10 + steps))
+        averaged: list[Tensor] = list(self.average.parameters())
+        current: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def _means(self, sums: dict[str, Tensor], steps: int, epoch: int) -> Metrics:
+        weights = torch.stack([p.detach().sum() for p in self.model.parameters()]).sum()
+        values = (torch.stack(list(sums.values())) / steps).tolist()
+        means = {f"train/{name}": value for name, value in zip(sums, values, strict=True)}
+        wrong = [name for name, value in means.items() if not math.isfinite(value)]
+        if wrong or not bool(torch.isfinite(weights)):
+            raise Diverged(f"epoch {epoch + 1}: {wrong[0] if wrong else 'a weight'} is not finite")
+        means["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        return means
+
+    def summarise(self, records: Records) -> Metrics:
+        """This epoch's errors, the best epoch's, and the selected ones under the short names."""
+        errors = records.errors("val")
+        if not self.best_metrics or errors["robust_error"] < self.best_metrics["robust_error"]:
+            self.best = {k: v.detach().clone() for k, v in self.measured.state_dict().items()}
+            self.best_metrics = {**errors, "epoch": float(self.epoch)}
+        chosen = self.best_metrics if self.config.train.select == "best" else errors
+        best = {
+            f"best/{name}": self.best_metrics[name]
+            for name in ("standard_error", "robust_error", "epoch")
+        }
+        return errors | {name: chosen[name] for name in errors if "/" not in name} | best
+
+    def cost(self, seconds: float) -> Metrics:
+        """What the epoch cost, evaluation apart."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "train_seconds": seconds,
+            "gpu_seconds": seconds * self.config.resources.gpu,
+            "images_per_second": len(self.data.train) / seconds,
+            "peak_memory_bytes": float(peak),
+        }
+
+    def save(self, path: Path) -> None:
+        """All that `restore` needs, in one file."""
+        tensors, numbers = optimizer_state(self.optimizer)
+        groups = {"model": self.model.state_dict(), "best": self.best, "optimizer": tensors}
+        if self.average is not None:
+            groups["average"] = self.average.state_dict()
+        meta: dict[str, Any] = {
+            "epoch": self.epoch,
+            "history": self.history,
+            "best": self.best_metrics,
+            "optimizer": numbers,
+        }
+        write_tensors(path, groups, meta)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        groups, meta = read_tensors(path)
+        load_weights(self.model, groups["model"], path)
+        if self.average is not None:
+            load_weights(self.average, groups["average"], path)
+        restore_optimizer(self.optimizer, groups.get("optimizer", {}), meta["optimizer"])
+        self.best = {name: tensor.to(self.device) for name, tensor in groups["best"].items()}
+        self.best_metrics, self.history = meta["best"], meta["history"]
+        self.epoch = meta["epoch"]

@@ -1,0 +1,132 @@
+"""One trial in its folder: it goes on from what it finds there, and leaves what others need.
+
+config.json                    all values, resolved
+report.jsonl                   one line an epoch
+records.npz                    predictions of the selected model on the validation split
+checkpoint/config.json         the same as above: this folder alone rebuilds the model
+checkpoint/last.safetensors    weights after the last epoch
+checkpoint/best.safetensors    weights of the epoch with the lowest robust error
+checkpoint/state.safetensors   what training goes on from, until it is finished
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustfront.config import TrialConfig, load_trial
+from robustfront.data import DataSet, RawData, split_data
+from robustfront.errors import ConfigError, OutOfMemory
+from robustfront.evaluation.evaluate import measure
+from robustfront.evaluation.records import Records
+from robustfront.training.checkpoint import (
+    export_model,
+    load_model,
+    read_tensors,
+    write_bytes,
+    write_config,
+)
+from robustfront.training.fit import Metrics, fit
+
+
+def run_trial(
+    config: TrialConfig, folder: Path, raw: RawData | None = None
+) -> Iterator[tuple[int, Metrics]]:
+    """Train in a folder; yields (epochs done, metrics), epochs of an earlier attempt first.
+
+    A report is yielded only when the checkpoint of its epoch, which carries all reports up to it,
+    is on disk. May be killed at any moment and called again.
+
+    Raises:
+        ConfigError: the device does not exist here, or the folder holds another trial.
+        DataError: the data or the trial's checkpoint cannot be read.
+        Diverged: the loss is not finite.
+        OutOfMemory: the device has no memory left.
+    """
+    if config.resources.gpu and not torch.cuda.is_available():
+        raise ConfigError("resources.gpu", [f"got {config.resources.gpu:g}, no GPU is here"])
+    _claim(folder, config)
+    state = folder / "checkpoint" / "state.safetensors"
+    device = torch.device(config.resources.device)
+    data = split_data(config.data, raw or config.data.load(), device)
+    history: list[Metrics] = read_tensors(state)[1]["history"] if state.exists() else []
+    yield from enumerate(history, start=1)
+    records = None
+    try:
+        for report in fit(config, state if history else None, data):
+            report.save(state)
+            history.append(report.metrics)
+            write_reports(folder, history)
+            records = report.records
+            yield report.epoch, report.metrics
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(str(error)) from None
+    _finish(config, folder, data, records)
+
+
+def _claim(folder: Path, config: TrialConfig) -> None:
+    """Make the folder this trial's, unless it is another's."""
+    path = folder / "config.json"
+    if path.exists() and load_trial(path).id != config.id:
+        raise ConfigError(str(folder), ["holds another trial; choose another folder"])
+    write_config(folder, config)
+
+
+def write_reports(folder: Path, history: list[Metrics]) -> None:
+    """`report.jsonl`, whole."""
+    lines = [json.dumps({"epoch": epoch, **metrics}) for epoch, metrics in enumerate(history, 1)]
+    write_bytes(folder / "report.jsonl", ("\n".join(lines) + "\n").encode())
+
+
+def _finish(config: TrialConfig, folder: Path, data: DataSet, records: Records | None) -> None:
+    checkpoint = folder / "checkpoint"
+    groups, meta = read_tensors(checkpoint / "state.safetensors")
+    weights: dict[str, dict[str, Tensor]] = {
+        "last": groups.get("average", groups["model"]),
+        "best": groups["best"],
+    }
+    for name, tensors in weights.items():
+        export_model(checkpoint / f"{name}.safetensors", tensors, config)
+    write_config(checkpoint, config)
+    write_reports(folder, meta["history"])
+    if records is None or config.train.select == "best":
+        records = _measured_again(config, load_model(checkpoint), data)
+    write_bytes(folder / "records.npz", records.to_bytes())
+
+
+def _measured_again(config: TrialConfig, model: nn.Module, data: DataSet) -> Records:
+    device = data.val.x.device
+    return measure(
+        model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        data.val,
+        config.threat,
+        config.evaluate.attack,
+        ("evaluate", "val"),
+        config.evaluate.batch_size,
+    )
+
+
+def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None) -> Records:
+    """The finished trial's selected model on the test split, under the job's final attack.
+
+    Raises:
+        DataError: the checkpoint or the data cannot be read.
+    """
+    final = config.evaluate.final
+    device = torch.device(config.resources.device)
+    test = split_data(config.data, raw or config.data.load(), device).test
+    if final.examples is not None:
+        test = replace(test, x=test.x[: final.examples], y=test.y[: final.examples])
+    return measure(
+        load_model(folder).to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        test,
+        config.threat,
+        final.attack,
+        ("evaluate", "test"),
+        config.evaluate.batch_size,
+    )
