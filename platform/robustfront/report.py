@@ -37,7 +37,7 @@ def show_front(front: Front) -> None:
     title = f"{front.name}: {front.subtitle}; errors in % with 95 % intervals over examples"
     errors = Table("trial", title=title, box=None, title_justify="left")
     for column in columns:
-        errors.add_column(column.replace("/", " ").replace("_", " "), justify="right")
+        errors.add_column(column.replace("/", " ").replace("_", " "), justify="right", min_width=12)
     settings = Table("trial", "configuration", box=None)
     for _, row in front.members.iterrows():
         errors.add_row(str(row["trial"]), *(_error(row, column) for column in columns))
@@ -174,8 +174,12 @@ def _error(row: pd.Series, column: str) -> str:
     if not is_error(column):
         return f"{value:.4g}"
     low, high = row.get(f"{column}_low", np.nan), row.get(f"{column}_high", np.nan)
-    interval = "" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    interval = "" if pd.isna(low) else f" [{_percent(low)}, {_percent(high)}]"
     return f"{100 * value:.1f}{interval}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
 
 
 def _parameters(row: pd.Series, names: tuple[str, ...]) -> str:

@@ -28,7 +28,7 @@ from robustfront.problems import overlaid
 from robustfront.search.plan import Plan, check, load_plan
 from robustfront.tracking.front import Front
 from robustfront.tracking.shipper import Shipper
-from robustfront.tracking.tables import front_of, trials_table
+from robustfront.tracking.tables import front_of, records_table, trials_table
 
 # What may change when a sweep goes on; anything else would make its trials incomparable.
 _RESUMABLE = ("search.trials", "search.max_concurrent", "resources.cpu", "resources.gpu", "retries")
@@ -75,8 +75,7 @@ class Sweep:
         for trial in self.state.trials.values():
             if trial.status == "finished":
                 records = Records.load(self.folder / "trials" / trial.id / "records.npz")
-                columns = {"label": records.label, "plain": records.plain, **records.attacked}
-                tables.append(pd.DataFrame({"trial": trial.id, **columns}))
+                tables.append(records_table(records).assign(trial=trial.id))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def front(self, split: str = "val", x: str | None = None, y: str | None = None) -> pd.DataFrame:
@@ -246,23 +245,23 @@ def _drive(folder: Path, plan: Plan, hands: Executor, failed: Failed) -> Sweep:
     with _only_driver(folder):
         ledger = Ledger.open(folder)
         shipper = Shipper(folder, plan.job)
+        shipper.start()
+        wait = 5.0
         try:
             driver = Driver(folder, ledger, plan, failed)
-            shipper.start()
-            with Display(driver, hands.concurrency, lambda: shipper.problem) as display:
+            with Display(driver, hands.concurrency, lambda: shipper.problem):
                 hands.run(driver)
-                display.finishing("sending what is left to MLflow")
-                pending = shipper.close(timeout=90)
-            state, problems = driver.state, list(driver.problems)
+            wait = 90.0
         finally:
-            shipper.close(timeout=5)
+            pending = shipper.close(wait)
             ledger.close()
+    problems = list(driver.problems)
     if pending:
         problems.append(
             f"MLflow at {shipper.uri} has not got {pending} events ({shipper.problem}); "
             f"`robustfront resume {_shown(folder)}` sends them"
         )
-    return Sweep(folder, state, pending, tuple(problems))
+    return Sweep(folder, driver.state, pending, tuple(problems))
 
 
 @contextmanager

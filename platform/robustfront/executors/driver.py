@@ -34,7 +34,8 @@ class Driver:
         self.problems: list[str] = []
         self.listeners: list[Callable[[], None]] = []
         self.exhausted = False
-        self._asked: set[str] = set()
+        self._training: set[str] = set()  # handed out and not ended
+        self._asked: set[str] = set()  # members of the front handed out to be measured
         self._queue: deque[str] = deque()
         self._resume(failed)
         search = self.job.search
@@ -50,8 +51,10 @@ class Driver:
         while not self._queue and self._next_number < self.job.search.trials and not self.exhausted:
             self._propose()
         if self._queue:
-            return self._task("train", self._queue.popleft())
-        if not all(trial.ended for trial in self.state.trials.values()):
+            trial_id = self._queue.popleft()
+            self._training.add(trial_id)
+            return self._task("train", trial_id)
+        if self._training:
             return "wait"
         for trial in self.front():
             if not trial.test and trial.id not in self._asked:
@@ -188,6 +191,7 @@ class Driver:
         self._conclude(trial)
 
     def _conclude(self, trial: str) -> None:
+        self._training.discard(trial)
         number = self.state.trials[trial].number
         replicates = self._replicates(number)
         if all(replicate.ended for replicate in replicates):

@@ -31,7 +31,6 @@ class Display:
         self.driver, self.concurrency, self.note = driver, concurrency, note
         self.console = Console()
         self.started = time.monotonic()
-        self._last_act = ""
         self._told: set[str] = {t.id for t in driver.state.trials.values() if t.ended}
         self._live = Live(
             console=self.console,
@@ -54,10 +53,6 @@ class Display:
         else:
             self.driver.listeners.remove(self._tell)
 
-    def finishing(self, act: str) -> None:
-        """The trials are done; what keeps us still."""
-        self._last_act = act
-
     def _tell(self) -> None:
         for trial in self.driver.state.trials.values():
             if trial.ended and trial.id not in self._told:
@@ -73,7 +68,7 @@ class Display:
         parts: list[ConsoleRenderable] = [self._header(trials), _trial_table(trials, driver, front)]
         volume = sweep_hypervolume(front, driver.job)
         parts.append(Text(f"front: {len(front)} trials, hypervolume {volume:.4f}"))
-        if note := self.note() or self._last_act:
+        if note := self.note():
             parts.append(Text(note, style="yellow"))
         return Group(*parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,12 +100,8 @@ class TrainThreat(Component):
             total += share
             edges.append(min(n, math.floor(total * n + offset)))
         edges[-1] = n
-        return Mixture(
-            [
-                (ball, end - start)
-                for ball, start, end in zip(balls.values(), edges, edges[1:], strict=False)
-            ]
-        )
+        sizes = [end - start for start, end in itertools.pairwise(edges)]
+        return Mixture([part for part in zip(balls.values(), sizes, strict=True) if part[1]])
 
     def _ball(self, norm: Norm, dimension: int) -> Threat:
         reference = self.radii.get(self.norm)

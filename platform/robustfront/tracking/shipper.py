@@ -22,10 +22,11 @@ from robustfront.config import Job, TrialConfig
 from robustfront.evaluation.records import Records
 from robustfront.ledger import Event, Ledger, SweepState, Trial
 from robustfront.search.members import members, sweep_hypervolume
-from robustfront.tracking.tables import front_of
+from robustfront.tracking.tables import front_of, records_table
 
 CONSUMER = "mlflow"
 _PAUSE = 0.5  # seconds between looks at the ledger
+_PAUSE_AFTER_ERROR = 2.0
 _BETWEEN_FRONTS = 20.0  # seconds between uploads of the front's pictures
 _RUN_STATUS = {
     "finished": "FINISHED",
@@ -77,38 +78,37 @@ class Shipper:
         return len(last)
 
     def _work(self) -> None:
-        while True:
+        last_time = False
+        while not last_time:
+            last_time = self._stop.is_set()
             try:
-                if self._follow():
-                    return
+                self._follow(last_time)
                 self.problem = ""
+                self._stop.wait(_PAUSE)
             except Exception as error:  # noqa: BLE001 - tracking never stops a sweep
                 self.problem = " ".join(str(error).split())[:300]
-                if self._stop.wait(2.0):
-                    return
+                self._stop.wait(_PAUSE_AFTER_ERROR)
 
-    def _follow(self) -> bool:
-        """Ship all there is; whether that was the last time."""
-        stopping = self._stop.is_set()
+    def _follow(self, last_time: bool) -> None:
+        """Ship all there is."""
         if self._runs is None:
-            self._connect()
+            self._runs = self._connect()
         for event in self._ledger.read(self._state.seq):
             self._ship(event)
-        if self._front_due and (stopping or time.monotonic() - self._front_sent > _BETWEEN_FRONTS):
+        if self._front_due and (last_time or time.monotonic() - self._front_sent > _BETWEEN_FRONTS):
             self._send_front()
-        if not stopping:
-            self._stop.wait(_PAUSE)
-        return stopping
+        if last_time:
+            self._runs.close()
 
-    def _connect(self) -> None:
+    def _connect(self) -> _Runs:
         done = self._ledger.acknowledged(CONSUMER)
         self._state = SweepState.of([e for e in self._ledger.read() if e.seq <= done])
         created = self._ledger.read()[0]
         artifacts = None
         if self.job.tracking.uri is None:
             artifacts = (self.folder.absolute().parent / "mlartifacts").as_uri()
-        self._runs = _Runs(self.uri, self.job.tracking.experiment, artifacts, self.name, created)
         self._front_due = done > 0
+        return _Runs(self.uri, self.job.tracking.experiment, artifacts, self.name, created)
 
     def _ship(self, event: Event) -> None:
         assert self._runs is not None
@@ -138,20 +138,22 @@ class Shipper:
             runs.artifacts(trial, self.folder / "trials" / trial.id)
         if event.kind != "measured":
             runs.status(trial, event)
+        if event.kind in ("finished", "diverged", "failed", "restarted"):
+            self._ship_front(runs, event)
         if trial.ended:
             self._front_due = True
-            self._ship_front(runs, event)
 
     def _ship_front(self, runs: _Runs, event: Event) -> None:
         front = members(self._state.trials.values(), self.job)
         volume = sweep_hypervolume(front, self.job)
-        finished = self._state.count("finished")
         runs.mark_pareto({trial.id for trial in front}, self._state.trials.values())
         counts = {
             f"trials/{status}": float(self._state.count(status))
             for status in ("waiting", "running", "finished", "pruned", "failed", "diverged")
         }
-        runs.sweep_metrics({"hypervolume": volume, **counts}, event, finished)
+        runs.sweep_metrics(counts, event, event.seq)
+        if event.kind == "finished":
+            runs.sweep_metrics({"hypervolume": volume}, event, self._state.count("finished"))
 
     def _send_front(self) -> None:
         assert self._runs is not None
@@ -176,7 +178,12 @@ class _Runs:
         version = {"robustfront.version": created.body["version"]}
         self.parent: str = self.children.pop("", "")
         if not self.parent:
-            self.parent = self._create("", created, name, version)
+            self.parent = self._create(created, name, version)
+        self.client.update_run(self.parent, "RUNNING")
+
+    def close(self) -> None:
+        """Nothing more is to come for now."""
+        self.client.set_terminated(self.parent, "FINISHED")
 
     def describe_sweep(self, event: Event, job: Job) -> None:
         """The job as it is now, on the parent run."""
@@ -191,13 +198,14 @@ class _Runs:
         """The run of a trial, made when it is first needed."""
         if trial.id not in self.children:
             tags = {
+                "robustfront.trial": trial.id,
                 "mlflow.parentRunId": self.parent,
                 "robustfront.attempt": str(trial.attempt),
                 "robustfront.pareto": "false",
             }
             method = trial.config["method"]["type"]
             title = f"{trial.number:03d}-{method}-{trial.id[:6]}"
-            run = self._create(trial.id, event, title, tags)
+            run = self._create(event, title, tags)
             self.children[trial.id] = run
         return self.children[trial.id]
 
@@ -228,14 +236,16 @@ class _Runs:
         self._log(self.parent, values, event, step)
 
     def artifacts(self, trial: Trial, folder: Path) -> None:
-        """Weights and records of a finished trial."""
+        """Weights and records of a finished trial, as far as they are still there."""
         run = self.children[trial.id]
         for name in ("config.json", "last.safetensors", "best.safetensors"):
-            self.client.log_artifact(run, str(folder / "checkpoint" / name), "checkpoint")
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "records.parquet"
-            _records_table(Records.load(folder / "records.npz")).to_parquet(path)
-            self.client.log_artifact(run, str(path))
+            if (folder / "checkpoint" / name).is_file():
+                self.client.log_artifact(run, str(folder / "checkpoint" / name), "checkpoint")
+        if (folder / "records.npz").is_file():
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / "records.parquet"
+                records_table(Records.load(folder / "records.npz")).to_parquet(path)
+                self.client.log_artifact(run, str(path))
 
     def mark_pareto(self, front: set[str], trials: Iterable[Trial]) -> None:
         """Set the tag of each trial whose membership has changed."""
@@ -260,14 +270,10 @@ class _Runs:
         now = _milliseconds(event)
         self.client.log_batch(run, [Metric(key, value, now, step) for key, value in values.items()])
 
-    def _create(self, trial: str, event: Event, name: str, tags: dict[str, str]) -> str:
-        every = {
-            "robustfront.sweep": self.name,
-            "robustfront.sweep_id": self.uid,
-            "robustfront.trial": trial,
-        }
+    def _create(self, event: Event, name: str, tags: dict[str, str]) -> str:
+        sweep = {"robustfront.sweep": self.name, "robustfront.sweep_id": self.uid}
         run = self.client.create_run(
-            self.experiment, _milliseconds(event), {**every, **tags}, run_name=name
+            self.experiment, _milliseconds(event), {**sweep, **tags}, run_name=name
         )
         return str(run.info.run_id)
 
@@ -286,7 +292,7 @@ class _Runs:
         while True:
             page = self.client.search_runs([self.experiment], query, page_token=token)
             for run in page:
-                trial = run.data.tags["robustfront.trial"]
+                trial = run.data.tags.get("robustfront.trial", "")
                 self.children[trial] = run.info.run_id
                 self._pareto[trial] = run.data.tags.get("robustfront.pareto") == "true"
             token = page.token
@@ -305,13 +311,6 @@ def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(uri, uri) if uri else None
-
-
-def _records_table(records: Records) -> Any:
-    import pandas as pd
-
-    columns = {"label": records.label, "plain": records.plain, **records.attacked}
-    return pd.DataFrame(columns)
 
 
 def _milliseconds(event: Event) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from robustfront.config import Job
+from robustfront.evaluation.records import Records
 from robustfront.ledger import SweepState, Trial
 from robustfront.tracking.front import Front
 
@@ -27,6 +28,12 @@ def trials_table(state: SweepState) -> pd.DataFrame:
         for trial in state.trials.values()
     ]
     return pd.DataFrame(rows)
+
+
+def records_table(records: Records) -> pd.DataFrame:
+    """One row an example: label, plain prediction, prediction under each attack."""
+    columns = {"label": records.label, "plain": records.plain, **records.attacked}
+    return pd.DataFrame(columns)
 
 
 def searched(trial: Trial) -> dict[str, Any]:

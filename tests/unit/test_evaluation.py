@@ -1,0 +1,200 @@
+"""Metrics, records on disk, and what `evaluate` refuses."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustfront.attacks import FGSM, PGD
+from robustfront.errors import ConfigError, DataError
+from robustfront.evaluation.evaluate import evaluate
+from robustfront.evaluation.metrics import robust_error, standard_error
+from robustfront.evaluation.records import Records
+
+LABEL = np.array([0, 1, 2, 3, 0])
+PLAIN = np.array([0, 1, 2, 0, 1])  # the last two are wrong
+FIRST = np.array([0, 2, 2, 3, 1])  # breaks the second; the fourth is right by luck
+SECOND = np.array([1, 2, 2, 0, 1])  # breaks the first and the second
+ONE = Records(LABEL, PLAIN, {"linf_0.1/pgd20": FIRST})
+TWO = Records(LABEL, PLAIN, {"linf_0.1/pgd20": FIRST, "l2_0.5/pgd20": SECOND})
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+
+
+def test_standard_error_is_the_share_of_wrong_plain_predictions():
+    assert standard_error(LABEL, PLAIN) == 2 / 5
+    assert standard_error(LABEL, LABEL) == 0
+    assert standard_error(LABEL, LABEL + 1) == 1
+
+
+def test_an_example_is_robust_only_if_right_plainly_and_under_every_attack():
+    assert robust_error(LABEL, PLAIN, []) == 2 / 5
+    assert robust_error(LABEL, PLAIN, [FIRST]) == 3 / 5
+    assert robust_error(LABEL, PLAIN, [SECOND]) == 4 / 5
+    assert robust_error(LABEL, PLAIN, [FIRST, SECOND]) == 4 / 5
+    assert robust_error(LABEL, PLAIN, [LABEL]) == 2 / 5
+
+
+def test_a_union_is_taken_for_each_example():
+    first, second = LABEL.copy(), LABEL.copy()
+    first[0], second[1] = 9, 9
+    assert robust_error(LABEL, LABEL, [first, second]) == 2 / 5
+
+
+def test_errors_under_one_threat():
+    assert ONE.errors("val") == {
+        "standard_error": 2 / 5,
+        "robust_error": 3 / 5,
+        "val/standard_error": 2 / 5,
+        "val/examples": 5,
+        "val/robust_error/linf_0.1/pgd20": 3 / 5,
+    }
+
+
+def test_errors_under_several_threats():
+    assert TWO.errors("test") == {
+        "standard_error": 2 / 5,
+        "robust_error": 4 / 5,
+        "test/standard_error": 2 / 5,
+        "test/examples": 5,
+        "test/robust_error/linf_0.1/pgd20": 3 / 5,
+        "test/robust_error/l2_0.5/pgd20": 4 / 5,
+        "test/robust_error/union/pgd20": 4 / 5,
+    }
+
+
+def test_records_come_back_from_disk(tmp_path):
+    path = tmp_path / "records.npz"
+    path.write_bytes(TWO.to_bytes())
+
+    found = Records.load(path)
+
+    assert len(found) == 5 and found.errors("val") == TWO.errors("val")
+    assert np.array_equal(found.label, LABEL) and np.array_equal(found.plain, PLAIN)
+    assert list(found.attacked) == list(TWO.attacked)
+    for name, prediction in TWO.attacked.items():
+        assert np.array_equal(found.attacked[name], prediction)
+    with np.load(io.BytesIO(TWO.to_bytes()), allow_pickle=False) as arrays:
+        assert all(array.dtype == np.int64 for array in arrays.values())
+
+
+def with_objects() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, label=LABEL, plain=np.array([{}, {}], dtype=object))
+    return buffer.getvalue()
+
+
+def without_a_part() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, label=LABEL)
+    return buffer.getvalue()
+
+
+def single_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, LABEL)
+    return buffer.getvalue()
+
+
+def damaged() -> bytes:
+    content = bytearray(TWO.to_bytes())
+    content[60:80] = bytes(20)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_objects(),
+        without_a_part(),
+        single_array(),
+        damaged(),
+        TWO.to_bytes()[:-30],
+        pickle.dumps(LABEL),
+        b"no archive",
+        b"",
+    ],
+    ids=["objects", "a part", "one array", "damaged", "truncated", "pickle", "text", "empty"],
+)
+def test_what_are_no_records_is_refused(tmp_path, content):
+    path = tmp_path / "records.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"records\.npz"):
+        Records.load(path)
+
+
+def test_records_that_are_missing_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"missing\.npz"):
+        Records.load(tmp_path / "missing.npz")
+
+
+# --- evaluate ---------------------------------------------------------------------------------
+
+
+def test_evaluate_gives_the_predictions_of_the_model():
+    net, x = model(), torch.rand(6, 1, 2, 2)
+    y = torch.arange(6) % 3
+    records = evaluate(net, x, y, ["linf:8/255", "l2:0.5"], "fgsm")
+    assert np.array_equal(records.label, y.numpy())
+    assert np.array_equal(records.plain, net(x).argmax(1).numpy())
+    assert list(records.attacked) == ["linf_8_255/fgsm", "l2_0.5/fgsm"]
+    same = evaluate(net, x, y, ["linf:8/255"], FGSM())
+    assert np.array_equal(same.attacked["linf_8_255/fgsm"], records.attacked["linf_8_255/fgsm"])
+
+
+def test_evaluate_attacks_by_pgd_unless_told_otherwise():
+    records = evaluate(model(), torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), ["l2:1"])
+    assert list(records.attacked) == [f"l2_1/{PGD().name}"]
+
+
+X, Y = torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X[0], Y, r"x \(N, C, H, W\)"),
+        (X.flatten(1), Y, r"x \(N, C, H, W\)"),
+        (X, Y[:2], r"x \(N, C, H, W\)"),
+        (X[:0], Y[:0], r"x \(N, C, H, W\)"),
+        (X - 1, Y, r"lie in \[0, 1\]"),
+        (X * 255, Y, r"lie in \[0, 1\]"),
+        (X * torch.nan, Y, r"lie in \[0, 1\]"),
+    ],
+)
+def test_inputs_that_are_no_images_are_refused(x, y, message):
+    with pytest.raises(DataError, match=message):
+        evaluate(model(), x, y, ["linf:0.1"])
+
+
+def test_an_unknown_suite_is_refused_with_a_guess():
+    with pytest.raises(ConfigError, match="did you mean 'pgd'"):
+        evaluate(model(), X, Y, ["linf:0.1"], "pdg")
+
+
+@pytest.mark.parametrize(
+    ("threat", "message"),
+    [
+        ("linf", "NORM:EPS"),
+        ("linf:eight", "8/255"),
+        ("l3:0.1", "'linf', 'l2' or 'l1'"),
+        ("linf:8", "did you mean 8/255"),
+        ("l2:-1", "0 or more"),
+    ],
+)
+def test_a_text_that_is_no_threat_is_refused_in_one_line(threat, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        evaluate(model(), X, Y, ["l2:0.5", threat])
+    (problem,) = caught.value.problems
+    assert "\n" not in problem and "pydantic" not in problem
+
+
+def test_a_threat_given_twice_is_refused():
+    with pytest.raises(ConfigError, match="twice"):
+        evaluate(model(), X, Y, ["linf:0.1", "linf:1/10"])
