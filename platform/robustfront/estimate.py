@@ -46,6 +46,8 @@ def estimate(plan: Plan) -> Estimate:
     size = plan.space.size()
     trials = min(job.search.trials, size or job.search.trials) * len(job.search.seeds)
     concurrency = local_concurrency(job)
+    if not job.data.is_local:
+        return Estimate(trials, None, None, concurrency, "its data are not on this machine yet")
     try:
         data = split_data(job.data, job.data.load(), torch.device("cpu"))
     except DataError as error:

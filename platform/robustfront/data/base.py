@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -111,10 +110,10 @@ class DataConfig(Component, ABC):
         """Mean and standard deviation by channel; None measures them on the training split."""
         return None
 
-    def source(self) -> str:
-        """What `load` reads, as a key: equal where configurations differ only in its use."""
-        fields = self.model_dump(mode="json", exclude=set(DataConfig.model_fields) - {"type"})
-        return json.dumps(fields, sort_keys=True)
+    @property
+    def is_local(self) -> bool:
+        """Whether `load` needs no network."""
+        return True
 
 
 DATA: Registry[DataConfig] = Registry("data set")

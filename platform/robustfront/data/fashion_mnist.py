@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from robustfront.data.base import DATA, DataConfig, RawData
-from robustfront.data.torchvision_sets import load_torchvision
+from robustfront.data.base import DATA
+from robustfront.data.torchvision_sets import TorchvisionConfig
 
 
 @DATA.register
-class FashionMNIST(DataConfig):
+class FashionMNIST(TorchvisionConfig):
     """Pictures of clothes: 60,000 + 10,000 grey images of 28x28, 10 classes.
 
     Source: arXiv:1708.07747; downloaded by torchvision.
-
-    Args:
-        root: a folder with `FashionMNIST/raw`, or several that are searched in order.
     """
 
     type: Literal["fashion_mnist"] = "fashion_mnist"
-    root: str | tuple[str, ...] = "data"
+    torchvision_name: ClassVar[str] = "FashionMNIST"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -35,7 +32,3 @@ class FashionMNIST(DataConfig):
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Of the 60,000 training images."""
         return (0.2860,), (0.3530,)
-
-    def load(self) -> RawData:
-        """Read, or download."""
-        return load_torchvision("FashionMNIST", self.root)

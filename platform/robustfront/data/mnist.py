@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from robustfront.data.base import DATA, DataConfig, RawData
-from robustfront.data.torchvision_sets import load_torchvision
+from robustfront.data.base import DATA
+from robustfront.data.torchvision_sets import TorchvisionConfig
 
 
 @DATA.register
-class MNIST(DataConfig):
+class MNIST(TorchvisionConfig):
     """Handwritten digits: 60,000 + 10,000 grey images of 28x28, 10 classes.
 
     Source: LeCun, Bottou, Bengio, Haffner 1998; downloaded by torchvision.
-
-    Args:
-        root: a folder with `MNIST/raw`, or several that are searched in order.
     """
 
     type: Literal["mnist"] = "mnist"
-    root: str | tuple[str, ...] = "data"
+    torchvision_name: ClassVar[str] = "MNIST"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -35,7 +32,3 @@ class MNIST(DataConfig):
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Of the 60,000 training images."""
         return (0.1307,), (0.3081,)
-
-    def load(self) -> RawData:
-        """Read, or download."""
-        return load_torchvision("MNIST", self.root)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+from abc import ABC
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from robustfront.data.base import Images, Labels, RawData
+from robustfront.data.base import DataConfig, Images, Labels, RawData
 from robustfront.errors import DataError
 
 # Where torchvision keeps each set under its root.
@@ -22,28 +23,50 @@ _FOLDERS = {
 }
 
 
-def load_torchvision(name: str, root: str | tuple[str, ...]) -> RawData:
-    """A set from the first root that holds it, else downloaded into the first root.
+class TorchvisionConfig(DataConfig, ABC):
+    """A set that torchvision reads.
 
     Args:
-        name: MNIST, FashionMNIST or CIFAR10.
-        root: one folder, or several in the order they are searched.
-    Raises:
-        DataError: no root holds the set and it cannot be downloaded, or its files are damaged.
+        root: one folder, or several in the order they are searched; the first that holds the set is
+            used, else it is downloaded into the first.
     """
-    roots = [Path(folder) for folder in ((root,) if isinstance(root, str) else root)]
-    held = [folder for folder in roots if (folder / _FOLDERS[name]).is_dir()]
-    if not held:
-        _download(name, roots)
-    home = held[0] if held else roots[0]
-    try:
-        (x_train, y_train), (x_test, y_test) = (_read(name, home, train) for train in (True, False))
-    except Exception as error:  # torchvision's readers fail in many ways on a damaged file
-        raise DataError(
-            f"{home / _FOLDERS[name]}: not a whole copy of {name} ({_one_line(error)}); "
-            "remove the folder to download it again"
-        ) from error
-    return RawData(x_train, y_train, x_test, y_test, scale=255)
+
+    torchvision_name: ClassVar[str]
+    root: str | tuple[str, ...] = "data"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a root holds the set."""
+        return bool(self._held())
+
+    def load(self) -> RawData:
+        """Read, or download.
+
+        Raises:
+            DataError: no root holds the set and it cannot be downloaded, or its files are damaged.
+        """
+        name = self.torchvision_name
+        held = self._held()
+        if not held:
+            _download(name, self._roots())
+        home = held[0] if held else self._roots()[0]
+        try:
+            (x_train, y_train), (x_test, y_test) = (
+                _read(name, home, train) for train in (True, False)
+            )
+        except Exception as error:  # torchvision's readers fail in many ways on a damaged file
+            raise DataError(
+                f"{home / _FOLDERS[name]}: not a whole copy of {name} ({_one_line(error)}); "
+                "remove the folder to download it again"
+            ) from error
+        return RawData(x_train, y_train, x_test, y_test, scale=255)
+
+    def _roots(self) -> list[Path]:
+        return [Path(root) for root in ((self.root,) if isinstance(self.root, str) else self.root)]
+
+    def _held(self) -> list[Path]:
+        folder = _FOLDERS[self.torchvision_name]
+        return [root for root in self._roots() if (root / folder).is_dir()]
 
 
 def _dataset(name: str) -> Any:
@@ -65,6 +88,7 @@ def _read(name: str, root: Path, train: bool) -> tuple[Images, Labels]:
 def _download(name: str, roots: list[Path]) -> None:
     """Into the first root, by way of a folder of its own: what stands there is always whole."""
     silence = io.StringIO()
+    created = [path for path in (roots[0], *roots[0].parents) if not path.exists()]
     try:
         roots[0].mkdir(parents=True, exist_ok=True)
         with (
@@ -77,6 +101,9 @@ def _download(name: str, roots: list[Path]) -> None:
             if not target.exists():
                 (Path(fresh) / _FOLDERS[name]).rename(target)
     except (OSError, RuntimeError, HTTPException) as error:
+        for path in created:
+            with contextlib.suppress(OSError):
+                path.rmdir()
         raise DataError(
             f"{name} is in none of {', '.join(map(str, roots))} (no folder {_FOLDERS[name]}), and "
             f"it cannot be downloaded ({_one_line(error)}); on a machine with network run "

@@ -79,7 +79,7 @@ def fit(
     for epoch in range(run.epoch, config.train.epochs):
         started = time.perf_counter()
         means = run.train_epoch(epoch)
-        seconds = time.perf_counter() - started
+        trained = time.perf_counter()
         run.epoch = epoch + 1
         records = measure(
             run.measured,
@@ -89,7 +89,8 @@ def fit(
             ("evaluate", "val"),
             config.evaluate.batch_size,
         )
-        metrics = run.summarise(records) | means | run.cost(seconds)
+        cost = run.cost(trained - started, time.perf_counter() - trained)
+        metrics = run.summarise(records) | means | cost
         run.history.append(metrics)
         yield EpochReport(run.epoch, metrics, records, run.save)
 
@@ -237,14 +238,15 @@ class _Run:
         }
         return errors | {name: chosen[name] for name in errors if "/" not in name} | best
 
-    def cost(self, seconds: float) -> Metrics:
-        """What the epoch cost, evaluation apart."""
+    def cost(self, seconds: float, evaluate_seconds: float) -> Metrics:
+        """What the epoch cost; only `evaluate_seconds` is about its evaluation."""
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             "train_seconds": seconds,
+            "evaluate_seconds": evaluate_seconds,
             "gpu_seconds": seconds * self.config.resources.gpu,
             "images_per_second": len(self.data.train) / seconds,
             "peak_memory_bytes": float(peak),
