@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -30,7 +30,8 @@ Kind = Literal[
     "restarted",  # a new attempt from scratch; reports of the old one no longer count
     "measured",  # body: metrics of the final suite on the test split
 ]
-Status = Literal["waiting", "running", "finished", "diverged", "failed", "pruned"]
+Status = Literal["waiting", "running", "finished", "pruned", "failed", "diverged"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 _METADATA = sa.MetaData()
 _EVENTS = sa.Table(

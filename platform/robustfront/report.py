@@ -15,14 +15,13 @@ from robustfront.config import TrialConfig
 from robustfront.errors import ConfigError
 from robustfront.estimate import Estimate
 from robustfront.executors.live import summary
+from robustfront.ledger import STATUSES
 from robustfront.search.plan import Plan
 from robustfront.sweep import Sweep
 from robustfront.tracking.front import Front, is_error
 from robustfront.tracking.shipper import store_uri
 from robustfront.training.checkpoint import write_bytes
 from robustfront.training.fit import Metrics
-
-_STATES = ("waiting", "running", "finished", "pruned", "failed", "diverged")
 
 
 def show_front(front: Front) -> None:
@@ -89,17 +88,16 @@ def show_status(sweeps: list[Sweep], detailed: bool) -> None:
     if not sweeps:
         console.print("no sweeps here; `robustfront run JOB.yaml` starts one")
         return
-    table = Table(box=None)
-    for name in ("sweep", "trials", *_STATES, "epochs", "training"):
-        table.add_column(name, justify="left" if name == "sweep" else "right")
+    table = Table("sweep", "trials", "of them", "epochs", "training", box=None)
     for sweep in sweeps:
         trials = list(sweep.state.trials.values())
         planned = sweep.job.search.trials * len(sweep.job.search.seeds)
         seconds = sum(r["train_seconds"] for t in trials for r in t.reports.values())
+        counts = {state: sweep.state.count(state) for state in STATUSES}
         table.add_row(
             sweep.name,
             f"{len(trials)}/{planned}",
-            *(str(sweep.state.count(state) or "") for state in _STATES),  # type: ignore[arg-type]
+            ", ".join(f"{count} {state}" for state, count in counts.items() if count),
             str(sum(trial.epoch for trial in trials)),
             f"{seconds:.0f} s",
         )

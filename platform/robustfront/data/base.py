@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,18 +123,32 @@ DATA: Registry[DataConfig] = Registry("data set")
 
 @dataclass(frozen=True)
 class Split:
-    """Examples on their device, images as stored: x (N, C, H, W), y (N,), x / scale in [0, 1]."""
+    """Examples on their device, images as stored.
+
+    Args:
+        x: images (M, C, H, W), x / scale in [0, 1]; splits may share them.
+        y: classes (N,).
+        scale: what divides images to bring them to [0, 1].
+        rows: which images are those of the split, (N,); None: all, in order.
+    """
 
     x: Tensor
     y: Tensor
     scale: float
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Some of the examples: x float32 in [0, 1], y int64."""
-        return self.x[index].float() / self.scale, self.y[index]
+        rows = index if self.rows is None else self.rows[index]
+        return self.x[rows].float() / self.scale, self.y[index]
+
+    def first(self, n: int) -> Split:
+        """The first n examples."""
+        rows = None if self.rows is None else self.rows[:n]
+        return Split(self.x, self.y[:n], self.scale, rows)
 
 
 @dataclass(frozen=True)
@@ -171,25 +187,30 @@ def split_data(config: DataConfig, raw: RawData, device: torch.device) -> DataSe
     order = source.permutation(len(raw.y_train))
     val, train = order[:val_size], order[val_size : val_size + train_size]
 
+    images, labels = _tensor(raw.x_train, device), _tensor(raw.y_train, device)
+
     def chosen(index: npt.NDArray[np.int64]) -> Split:
-        x, y = torch.from_numpy(raw.x_train[index]), torch.from_numpy(raw.y_train[index])
-        return Split(x.to(device), y.to(device), raw.scale)
+        rows = torch.from_numpy(index).to(device)
+        return Split(images, labels[rows], raw.scale, rows)
 
     mean, std = config.normalisation or _statistics(raw.x_train, train, raw.scale)
     return DataSet(
         train=chosen(train),
         val=chosen(val),
-        # torch.tensor copies, once: the arrays may be read-only views in an object store
-        test=Split(
-            torch.tensor(raw.x_test, device=device),
-            torch.tensor(raw.y_test, device=device),
-            raw.scale,
-        ),
+        test=Split(_tensor(raw.x_test, device), _tensor(raw.y_test, device), raw.scale),
         shape=config.shape,
         classes=config.classes,
         mean=mean,
         std=std,
     )
+
+
+def _tensor(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """On a CPU a view: the trials of a node share what lies in its object store."""
+    with warnings.catch_warnings():
+        # The store's arrays are read-only; nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array).to(device)
 
 
 def _sizes(config: DataConfig, available: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustfront.executors.driver import Driver
-from robustfront.ledger import Trial
+from robustfront.ledger import STATUSES, Trial
 from robustfront.search.members import members, sweep_hypervolume
 
 _ROWS = 12
@@ -77,7 +77,7 @@ class Display:
         done = sum(self.driver.job.train.epochs if trial.ended else trial.epoch for trial in trials)
         line = Table.grid(padding=(0, 2))
         counts = Text()
-        for status in ("waiting", "running", "finished", "pruned", "failed", "diverged"):
+        for status in STATUSES:
             if count := self.driver.state.count(status):
                 counts.append(f"{count} {status}  ", style=_COLOURS.get(status, ""))
         line.add_row(

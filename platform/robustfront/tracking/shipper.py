@@ -20,7 +20,7 @@ import yaml
 
 from robustfront.config import Job, TrialConfig
 from robustfront.evaluation.records import Records
-from robustfront.ledger import Event, Ledger, SweepState, Trial
+from robustfront.ledger import STATUSES, Event, Ledger, SweepState, Trial
 from robustfront.search.members import members, sweep_hypervolume
 from robustfront.tracking.tables import front_of, records_table
 
@@ -147,10 +147,7 @@ class Shipper:
         front = members(self._state.trials.values(), self.job)
         volume = sweep_hypervolume(front, self.job)
         runs.mark_pareto({trial.id for trial in front}, self._state.trials.values())
-        counts = {
-            f"trials/{status}": float(self._state.count(status))
-            for status in ("waiting", "running", "finished", "pruned", "failed", "diverged")
-        }
+        counts = {f"trials/{status}": float(self._state.count(status)) for status in STATUSES}
         runs.sweep_metrics(counts, event, event.seq)
         if event.kind == "finished":
             runs.sweep_metrics({"hypervolume": volume}, event, self._state.count("finished"))

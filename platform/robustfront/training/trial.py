@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -121,7 +120,7 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
     device = torch.device(config.resources.device)
     test = split_data(config.data, raw or config.data.load(), device).test
     if final.examples is not None:
-        test = replace(test, x=test.x[: final.examples], y=test.y[: final.examples])
+        test = test.first(final.examples)
     return measure(
         load_model(folder).to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
         test,
