@@ -125,14 +125,14 @@ def trial(
     out: Annotated[Path | None, typer.Option(help="By default sweeps/trial-ID.")] = None,
 ) -> None:
     """Train one configuration, without Ray and without MLflow; go on if it was interrupted."""
-    from robustfront import report
     from robustfront.config import load_trial
     from robustfront.problems import parse_overrides
     from robustfront.training.trial import run_trial
+    from robustfront.trial_report import show_trial
 
     resolved = load_trial(config, parse_overrides(settings or []))
     folder = out or Path("sweeps") / f"trial-{resolved.id}"
-    report.show_trial(run_trial(resolved, folder), resolved, folder)
+    show_trial(run_trial(resolved, folder), resolved, folder)
 
 
 @app.command()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from robustfront.config import TrialConfig
 from robustfront.errors import ConfigError
 from robustfront.estimate import Estimate
 from robustfront.executors.live import summary
@@ -21,7 +18,6 @@ from robustfront.sweep import Sweep
 from robustfront.tracking.front import Front, is_error
 from robustfront.tracking.shipper import store_uri
 from robustfront.training.checkpoint import write_bytes
-from robustfront.training.fit import Metrics
 
 
 def show_front(front: Front) -> None:
@@ -146,23 +142,6 @@ def show_plan(plan: Plan, estimate: Estimate) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     Console(highlight=False).print(table)
-
-
-def show_trial(reports: Iterator[tuple[int, Metrics]], config: TrialConfig, folder: Path) -> None:
-    """The progress of one trial, then its errors."""
-    console = Console(highlight=False, soft_wrap=True)
-    metrics: Metrics = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("epochs", total=config.train.epochs)
-        for epoch, metrics in reports:
-            progress.update(task, completed=epoch)
-            errors = ", ".join(f"{name} {metrics[name]:.4f}" for name in config.objectives)
-            console.print(f"epoch {epoch}/{config.train.epochs}: {errors}")
-    for name, value in metrics.items():
-        if is_error(name) and "/" in name:
-            console.print(f"{name} {value:.4f}")
-    console.print(f"written to {folder}")
 
 
 def _error(row: pd.Series, column: str) -> str:

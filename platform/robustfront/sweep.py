@@ -256,6 +256,8 @@ def _drive(folder: Path, plan: Plan, hands: Executor, failed: Failed) -> Sweep:
             pending = shipper.close(wait)
             ledger.close()
     problems = list(driver.problems)
+    if not driver.complete:
+        problems.append(f"stopped before its end; `robustfront resume {_shown(folder)}` goes on")
     if pending:
         problems.append(
             f"MLflow at {shipper.uri} has not got {pending} events ({shipper.problem}); "

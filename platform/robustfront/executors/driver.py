@@ -96,6 +96,12 @@ class Driver:
         return members(self.state.trials.values(), self.job)
 
     @property
+    def complete(self) -> bool:
+        """Whether every trial of the sweep has ended."""
+        ended = all(trial.ended for trial in self.state.trials.values())
+        return ended and (self.exhausted or self._next_number >= self.job.search.trials)
+
+    @property
     def total(self) -> int:
         """Trials of the whole sweep."""
         known = len(self.state.trials)

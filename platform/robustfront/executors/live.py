@@ -89,7 +89,7 @@ class Display:
         return line
 
     def _time_left(self, trials: list[Trial], epochs: int) -> str:
-        seconds = [r["train_seconds"] for t in trials for r in t.reports.values()]
+        seconds = [r["train_seconds"] for t in trials for r in list(t.reports.values())]
         elapsed = time.monotonic() - self.started
         if not seconds or not epochs:
             return f"{_clock(elapsed)} elapsed"
@@ -99,8 +99,9 @@ class Display:
 
 def _trial_table(trials: list[Trial], driver: Driver, front: list[Trial]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("trial", "state", "epoch", *driver.job.objectives, "configuration"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for name in ("trial", "state", "epoch", *driver.job.objectives):
+        table.add_column(name, no_wrap=True)
+    table.add_column("configuration")  # the one that gives way on a narrow terminal
     on_front = {trial.id for trial in front}
     running = [trial for trial in trials if trial.status == "running"]
     ended = [trial for trial in trials if trial.ended]
@@ -114,7 +115,7 @@ def _trial_table(trials: list[Trial], driver: Driver, front: list[Trial]) -> Tab
             Text(trial.status, style=_COLOURS.get(trial.status, "")),
             f"{trial.epoch}/{trial.config['train']['epochs']}",
             *errors,
-            trial.reason or summary(trial),
+            Text(trial.reason or summary(trial), no_wrap=True, overflow="ellipsis"),
         )
     return table
 

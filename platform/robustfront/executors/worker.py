@@ -17,6 +17,7 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
     """Do a task; an error that a retry would only repeat is a message, others propagate."""
     folder = Path(task.folder)
     config = TrialConfig.model_validate(task.config)
+    (folder / "error.txt").unlink(missing_ok=True)
     try:
         if task.kind == "train":
             for epoch, metrics in run_trial(config, folder, raw):

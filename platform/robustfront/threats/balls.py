@@ -9,9 +9,10 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
+from robustfront.problems import validated
 from robustfront.randomness import Rng
 from robustfront.registry import Component
-from robustfront.threats.radius import Eps, eps_text, parse_eps
+from robustfront.threats.radius import Eps, eps_text
 
 Norm = Literal["linf", "l2", "l1"]
 
@@ -59,7 +60,10 @@ class Threat(Component):
         norm, colon, eps = text.partition(":")
         if not colon:
             raise ValueError(f"write a threat as NORM:EPS, for instance linf:8/255, got {text!r}")
-        return cls.model_validate({"norm": norm, "eps": parse_eps(eps)})
+        threat, problems = validated(cls, {"norm": norm, "eps": eps})
+        if threat is None:
+            raise ValueError(f"{text}: {'; '.join(problems)}")
+        return threat
 
     @property
     def name(self) -> str:

@@ -7,15 +7,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, field_validator
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 from torch import Tensor
 
 from robustfront.randomness import Rng
 from robustfront.registry import Component
 from robustfront.threats.balls import Norm, PerturbationSet, Threat
-from robustfront.threats.radius import Eps
+from robustfront.threats.radius import Eps, eps_text
 
 _INVERSE_ORDER = {"linf": 0.0, "l2": 0.5, "l1": 1.0}
 
@@ -73,6 +74,12 @@ class TrainThreat(Component):
         if mix and abs(total - 1) > 1e-6:
             raise ValueError(f"the weights of a mix sum to 1, these to {total:g}")
         return mix
+
+    @model_validator(mode="after")
+    def _within_the_box(self) -> Self:
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"an linf radius lies in [0, 1], got eps {eps_text(self.eps)}")
+        return self
 
     def shares(self) -> dict[Norm, float]:
         """The norms that take part, with their shares of a batch."""
