@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,9 +15,11 @@ from pydantic import (
     ModelWrapValidatorHandler,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -67,10 +69,17 @@ class Final(Component):
     @classmethod
     def _flat(cls, raw: Any) -> Any:
         """`{type: pgd, steps: 50, examples: 1000}` is the short form."""
-        if not isinstance(raw, Mapping) or "attack" in raw or "type" not in raw:
+        if not isinstance(raw, Mapping):
             return raw
         attack = {key: value for key, value in raw.items() if key not in cls.model_fields}
-        return {"attack": attack, **{key: raw[key] for key in raw if key in cls.model_fields}}
+        rest = {key: value for key, value in raw.items() if key in cls.model_fields}
+        if not attack:
+            return raw
+        whole = rest.get("attack", {})
+        same = isinstance(whole, Mapping) and whole.get("type") in (None, attack.get("type"))
+        if "type" not in attack or same:
+            attack = {**whole, **attack}
+        return {**rest, "attack": attack}
 
 
 class Evaluate(Component):
@@ -106,6 +115,14 @@ def _as_list(raw: Any) -> Any:
     return raw if isinstance(raw, list | tuple) else [raw]
 
 
+def _metric_names(threats: Sequence[Threat], attack: str) -> list[str]:
+    """The errors that every epoch report carries."""
+    names = [f"val/robust_error/{threat.name}/{attack}" for threat in threats]
+    if len(names) > 1:
+        names.append(f"val/robust_error/union/{attack}")
+    return ["standard_error", "robust_error", "val/standard_error", *names]
+
+
 class TrialConfig(Component):
     """One configuration with all values resolved."""
 
@@ -129,37 +146,40 @@ class TrialConfig(Component):
     @classmethod
     def _train_threat_follows_threat(cls, raw: Any) -> Any:
         """What train_threat leaves out comes from the threat robustness is measured against."""
-        if not isinstance(raw, Mapping) or "threat" not in raw:
+        if not isinstance(raw, Mapping):
             return raw
-        threats = [t for t in _as_list(raw["threat"]) if isinstance(t, Mapping)]
         given = raw.get("train_threat", {})
-        if not threats or not isinstance(given, Mapping):
+        threats = [validated(Threat, threat)[0] for threat in _as_list(raw.get("threat"))]
+        whole = [threat for threat in threats if threat is not None]
+        own = given.get("radii", {}) if isinstance(given, Mapping) else None
+        if not whole or len(whole) < len(threats) or not isinstance(own, Mapping):
             return raw
-        norm = given.get("norm", threats[0].get("norm"))
-        radii = {t.get("norm"): t.get("eps") for t in threats} | dict(given.get("radii", {}))
-        eps = radii.get(norm, threats[0].get("eps"))
+        radii = {threat.norm: eps_text(threat.eps) for threat in whole} | dict(own)
+        norm = given.get("norm", whole[0].norm)
+        eps = next((radii[n] for n in radii if n == norm), eps_text(whole[0].eps))
         return {**raw, "train_threat": {"norm": norm, "eps": eps, **given, "radii": radii}}
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        names = [threat.name for threat in self.threat]
+    @field_validator("threat")
+    @classmethod
+    def _different_threats(cls, threats: tuple[Threat, ...]) -> tuple[Threat, ...]:
+        names = [threat.name for threat in threats]
         if len(set(names)) < len(names):
-            raise ValueError(f"threat: given twice ({', '.join(names)})")
-        known = self.metric_names()
-        wrong = [name for name in self.objectives if name not in known]
-        if wrong:
-            raise ValueError(f"objectives: got {wrong[0]!r}{nearest(wrong[0], known)}")
-        if len(set(self.objectives)) < len(self.objectives):
-            raise ValueError("objectives: one is given twice")
-        return self
+            raise ValueError(f"given twice ({', '.join(names)})")
+        return threats
 
-    def metric_names(self) -> list[str]:
-        """The errors that every epoch report carries."""
-        attack = self.evaluate.attack.name
-        names = [f"val/robust_error/{threat.name}/{attack}" for threat in self.threat]
-        if len(names) > 1:
-            names.append(f"val/robust_error/union/{attack}")
-        return ["standard_error", "robust_error", "val/standard_error", *names]
+    @field_validator("objectives")
+    @classmethod
+    def _measured_objectives(
+        cls, objectives: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        if len(set(objectives)) < len(objectives):
+            raise ValueError("one is given twice")
+        if "threat" in info.data and "evaluate" in info.data:
+            known = _metric_names(info.data["threat"], info.data["evaluate"].attack.name)
+            wrong = [name for name in objectives if name not in known]
+            if wrong:
+                raise ValueError(f"got {wrong[0]!r}{nearest(wrong[0], known)}")
+        return objectives
 
     @property
     def id(self) -> str:
@@ -196,6 +216,12 @@ def _flattened(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def _count_or_auto(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError("a whole number above 0, or auto")
+    return value
+
+
 class Search(Component):
     """How configurations are proposed; each is trained once for every seed."""
 
@@ -204,7 +230,14 @@ class Search(Component):
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     sampler_seed: NonNegativeInt = 0
     scheduler: None = None
-    max_concurrent: PositiveInt | Literal["auto"] = "auto"
+    max_concurrent: Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)] = "auto"
+
+    @field_validator("seeds")
+    @classmethod
+    def _different_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("one is given twice")
+        return seeds
 
 
 class Tracking(Component):
@@ -275,10 +308,24 @@ def read_settings(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read.
     """
-    raw = absolute_paths(read_mapping(path), path.absolute().parent)
+    raw = absolute_paths(_long_form(read_mapping(path)), path.absolute().parent)
     given = absolute_paths(overlaid({}, overrides), Path.cwd())
     resolved = {key: _lookup(given, key, value) for key, value in overrides.items()}
     return overlaid(raw, resolved)
+
+
+def _long_form(raw: dict[str, Any]) -> dict[str, Any]:
+    """`evaluate.final` with its attack apart, so that another attack leaves `examples` alone."""
+    evaluate = raw.get("evaluate")
+    if not isinstance(evaluate, dict):
+        return raw
+    final = evaluate.get("final")
+    if not isinstance(final, dict) or "attack" in final:
+        return raw
+    fields = Final.model_fields
+    long = {key: value for key, value in final.items() if key in fields}
+    long["attack"] = {key: value for key, value in final.items() if key not in fields}
+    return {**raw, "evaluate": {**evaluate, "final": long}}
 
 
 def _lookup(nested: Mapping[str, Any], dotted: str, default: Any) -> Any:

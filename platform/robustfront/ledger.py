@@ -79,7 +79,7 @@ class Event:
 class Ledger:
     """Events in a transactional store: SQLite with full synchronisation, or a database by URL."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         self.engine = sa.create_engine(url)
         self._insert: Any = postgresql.insert
         if self.engine.dialect.name == "sqlite":
@@ -90,7 +90,7 @@ class Ledger:
     def create(cls, folder: Path) -> Ledger:
         """A new ledger in a sweep's folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        ledger = cls(f"sqlite:///{folder / 'ledger.db'}")
+        ledger = cls(_sqlite(folder / "ledger.db"))
         _METADATA.create_all(ledger.engine)
         return ledger
 
@@ -104,13 +104,20 @@ class Ledger:
         path = folder / "ledger.db"
         if not path.is_file():
             raise DataError(f"{folder}: no sweep here (ledger.db is missing)")
-        ledger = cls(f"sqlite:///{path}")
+        ledger = cls(_sqlite(path))
         try:
+            with ledger.engine.connect() as connection:
+                found = connection.execute(sa.text("PRAGMA quick_check")).scalar()
             tables = sa.inspect(ledger.engine).get_table_names()
         except sa.exc.DatabaseError as error:
+            ledger.close()
             raise DataError(f"{path}: not a ledger ({error.orig})") from None
-        if "events" not in tables:
-            raise DataError(f"{path}: not a ledger (it has no events)")
+        problem = "" if found == "ok" else f"damaged: {found}"
+        if not problem and "events" not in tables:
+            problem = "not a ledger (it has no events)"
+        if problem:
+            ledger.close()
+            raise DataError(f"{path}: {problem}")
         return ledger
 
     def append(self, events: Iterable[Event]) -> list[Event]:
@@ -158,6 +165,11 @@ class Ledger:
     def close(self) -> None:
         """Give back the connections."""
         self.engine.dispose()
+
+
+def _sqlite(path: Path) -> sa.URL:
+    # As an object: in a text, `?` and `%` in a folder's name would be read as syntax.
+    return sa.URL.create("sqlite", database=str(path))
 
 
 def _event(row: dict[str, Any]) -> Event:
@@ -253,6 +265,7 @@ def _apply_to_trial(trial: Trial, event: Event) -> None:
         trial.reason = event.body["reason"]
     elif event.kind == "restarted":
         trial.status, trial.attempt, trial.starts = "waiting", event.attempt, 0
+        trial.reason = ""
         trial.reports.clear()
         trial.test.clear()
     elif event.kind == "measured":

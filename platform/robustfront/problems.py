@@ -53,6 +53,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raw = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)  # noqa: S506
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(str(path), [" ".join(str(error).split())]) from None
+    try:
+        json.dumps(raw, default=str)
+    except (ValueError, RecursionError):
+        raise ConfigError(str(path), ["a mapping in it holds itself"]) from None
     if not isinstance(raw, dict):
         raise ConfigError(str(path), [f"a mapping of keys is expected, got {type(raw).__name__}"])
     return {str(key): value for key, value in raw.items()}
@@ -72,7 +76,7 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
             continue
         try:
             overrides[key.strip()] = yaml.load(value, _Loader)  # noqa: S506 - a safe loader
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             problems.append(f"{key}: {' '.join(str(error).split())}")
     if problems:
         raise ConfigError("--set", problems)
@@ -85,20 +89,20 @@ def overlaid(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     A `type` that changes takes the settings of the old type away with it.
     """
     result = json.loads(json.dumps(raw, default=str))
-    for key in sorted(overrides, key=lambda key: not key.endswith(".type")):
+    for key in sorted(overrides, key=lambda key: (not key.endswith(".type"), key.count("."))):
         *parents, leaf = key.split(".")
         section = result
         for parent in parents:
             if not isinstance(section.get(parent), dict):
                 section[parent] = {}
             section = section[parent]
-        if leaf == "type" and section.get("type") != overrides[key]:
+        if leaf == "type" and section.get("type", overrides[key]) != overrides[key]:
             section.clear()
         section[leaf] = overrides[key]
     return result  # type: ignore[no-any-return]
 
 
-def validated(cls: type[C], raw: Mapping[str, Any]) -> tuple[C | None, list[str]]:
+def validated(cls: type[C], raw: Any) -> tuple[C | None, list[str]]:
     """The checked object, or None and all of its problems."""
     try:
         return cls.model_validate(raw), []

@@ -248,36 +248,43 @@ def test_an_linf_step_moves_every_pixel_by_the_sign_of_its_slope():
     x, grad = torch.full((1, 1, 1, 3), 0.5), torch.tensor([2.0, -0.1, 0.0]).view(1, 1, 1, 3)
     threat = Threat(norm="linf", eps="1/10")
     expected = torch.tensor([0.1, -0.1, 0.0])
-    moved = (threat.step(x, grad, 1.0, None) - x).flatten()
+    moved = (threat.step(x, x, grad, 1.0, None) - x).flatten()
     torch.testing.assert_close(moved, expected)
-    moved = (threat.step(x, grad, 1.0, 0.02) - x).flatten()
+    moved = (threat.step(x, x, grad, 1.0, 0.02) - x).flatten()
     torch.testing.assert_close(moved, 0.2 * expected)
 
 
 def test_an_l2_step_goes_along_the_gradient_of_each_example():
     x = torch.full((2, 1, 1, 2), 0.5)
     grad = torch.tensor([[3.0, 4.0], [0.0, -1e-12]]).view(2, 1, 1, 2)
-    moved = Threat(norm="l2", eps="1/2").step(x, grad, 0.2, None) - x
+    moved = Threat(norm="l2", eps="1/2").step(x, x, grad, 0.2, None) - x
     expected = torch.tensor([[0.06, 0.08], [0.0, -0.1]]).view(2, 1, 1, 2)
     torch.testing.assert_close(moved, expected)
 
 
-def test_an_l1_step_goes_to_the_steepest_pixel_that_can_move():
-    x = torch.tensor([1.0, 0.5, 0.5, 0.0]).view(1, 1, 1, 4)
+def test_an_l1_step_goes_towards_the_best_point_of_ball_and_box():
+    x = torch.tensor([1.0, 0.5, 0.7, 0.0]).view(1, 1, 1, 4)
     grad = torch.tensor([9.0, 2.0, -3.0, -8.0]).view(1, 1, 1, 4)
-    moved = (Threat(norm="l1", eps=1).step(x, grad, 0.25, None) - x).flatten()
-    torch.testing.assert_close(moved, torch.tensor([0.0, 0.0, -0.25, 0.0]))
+    threat = Threat(norm="l1", eps=1)
+    # pixels at the box cannot move; 0.7 goes to the third, the steepest, what is left to the second
+    best = torch.tensor([0.0, 0.3, -0.7, 0.0])
+    torch.testing.assert_close((threat.step(x, x, grad, 0.25, None) - x).flatten(), best / 4)
+    torch.testing.assert_close((threat.step(x, x, grad, 9.0, None) - x).flatten(), best)
+    elsewhere = x + torch.tensor([0.0, 0.0, 0.0, 0.5]).view(1, 1, 1, 4)
+    moved = threat.step(elsewhere, x, grad, 9.0, None) - x
+    torch.testing.assert_close(moved.flatten(), best)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("size", [0.01, 0.4, 1.0])
 def test_a_step_has_the_length_that_was_asked_for(norm, size):
-    """For l1 where pixels have room for it."""
+    """For l1 at most up to the best point of the ball."""
     x = torch.full((5, 3, 4, 4), 0.5)
     grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     threat = Threat(norm=norm, eps="1/2")
-    for moved in (threat.step(x, grad, 2 * size, None), threat.step(x, grad, 7.0, size)):
-        torch.testing.assert_close(threat.distance(moved, x), torch.full((5,), size))
+    length = torch.full((5,), min(size, 0.5) if norm == "l1" else size)
+    for moved in (threat.step(x, x, grad, 2 * size, None), threat.step(x, x, grad, 7.0, size)):
+        torch.testing.assert_close(threat.distance(moved, x), length)
         assert ((moved - x) * grad).sum() > 0
 
 
@@ -287,14 +294,14 @@ def test_the_length_of_a_step_does_not_depend_on_the_length_of_the_gradient(norm
     x = torch.full((4, 1, 4, 4), 0.5)
     grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     threat = Threat(norm=norm, eps="1/5")
-    expected = threat.step(x, grad, 0.5, None)
-    torch.testing.assert_close(threat.step(x, grad * scale, 0.5, None), expected)
+    expected = threat.step(x, x, grad, 0.5, None)
+    torch.testing.assert_close(threat.step(x, x, grad * scale, 0.5, None), expected)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_zero_gradient_moves_nothing(norm):
     x = torch.full((2, 1, 2, 2), 0.5)
-    assert torch.equal(Threat(norm=norm, eps=1).step(x, torch.zeros_like(x), 1.0, None), x)
+    assert torch.equal(Threat(norm=norm, eps=1).step(x, x, torch.zeros_like(x), 1.0, None), x)
 
 
 # --- mixtures ---------------------------------------------------------------------------------
@@ -308,12 +315,12 @@ def test_a_mixture_acts_on_each_part_by_its_own_threat():
     mixture = Mixture(parts)
     linf, l1 = parts[0][0], parts[2][0]
 
-    projected, stepped = mixture.project(far, x), mixture.step(far, grad, 0.1, None)
+    projected, stepped = mixture.project(far, x), mixture.step(far, x, grad, 0.1, None)
 
     assert torch.equal(projected[:3], linf.project(far[:3], x[:3]))
     assert torch.equal(projected[3:], l1.project(far[3:], x[3:]))
-    assert torch.equal(stepped[:3], linf.step(far[:3], grad[:3], 0.1, None))
-    assert torch.equal(stepped[3:], l1.step(far[3:], grad[3:], 0.1, None))
+    assert torch.equal(stepped[:3], linf.step(far[:3], x[:3], grad[:3], 0.1, None))
+    assert torch.equal(stepped[3:], l1.step(far[3:], x[3:], grad[3:], 0.1, None))
 
 
 @pytest.mark.parametrize("empty", NORMS)

@@ -13,8 +13,8 @@ from robustfront.threats import PerturbationSet
 class FGSM(Attack):
     """One steepest-ascent step of length eps from the input itself.
 
-    x_adv = P(x + eps * sign(grad_x surrogate)) for linf; for l2 the unit gradient, for l1 the
-    steepest pixels take the sign's place.
+    x_adv = P(x + eps * sign(grad_x surrogate)) for linf; for l2 along the unit gradient; for l1 the
+    best point for the linearised surrogate.
 
     Source: arXiv:1412.6572, section 4.
     """
@@ -40,4 +40,4 @@ class FGSM(Attack):
         rng: Rng,
     ) -> Tensor:
         """A single step; `rng` is not used."""
-        return threat.step(x, input_gradient(model, x, surrogate), 1.0, None)
+        return threat.step(x, x, input_gradient(model, x, surrogate), 1.0, None)

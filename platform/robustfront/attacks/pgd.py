@@ -82,7 +82,7 @@ class PGD(Attack):
         for _ in range(self.steps):
             grad = input_gradient(model, x_adv, surrogate)
             with torch.no_grad():
-                x_adv = threat.project(threat.step(x_adv, grad, relative, absolute), x)
+                x_adv = threat.project(threat.step(x_adv, x, grad, relative, absolute), x)
         return x_adv
 
     def _first(self, x: Tensor, threat: PerturbationSet, rng: Rng) -> Tensor:

@@ -8,9 +8,10 @@ import tempfile
 from abc import ABC
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from robustfront.data.base import DataConfig, Images, Labels, RawData
 from robustfront.errors import DataError
@@ -23,6 +24,13 @@ _FOLDERS = {
 }
 
 
+def _one_or_several(value: Any) -> Any:
+    several = value if isinstance(value, list | tuple) else [value]
+    if not several or not all(isinstance(folder, str) for folder in several):
+        raise ValueError("a folder, or a list of folders")
+    return tuple(several)
+
+
 class TorchvisionConfig(DataConfig, ABC):
     """A set that torchvision reads.
 
@@ -32,7 +40,7 @@ class TorchvisionConfig(DataConfig, ABC):
     """
 
     torchvision_name: ClassVar[str]
-    root: str | tuple[str, ...] = "data"
+    root: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = ("data",)
 
     @property
     def is_local(self) -> bool:
@@ -62,7 +70,7 @@ class TorchvisionConfig(DataConfig, ABC):
         return RawData(x_train, y_train, x_test, y_test, scale=255)
 
     def _roots(self) -> list[Path]:
-        return [Path(root) for root in ((self.root,) if isinstance(self.root, str) else self.root)]
+        return [Path(root) for root in self.root]
 
     def _held(self) -> list[Path]:
         folder = _FOLDERS[self.torchvision_name]

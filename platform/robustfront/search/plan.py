@@ -49,8 +49,9 @@ def check(settings: dict[str, Any], where: str) -> Plan:
     raw = {key: value for key, value in settings.items() if key != "search_space"}
     job, found = validated(Job, raw)
     problems = found + problems
-    if job is not None and space is not None:
+    if space is not None:
         problems += _probe(settings, space)
+    if job is not None and space is not None:
         problems += _grid_problems(job, space)
     if problems or job is None or space is None:
         raise ConfigError(where, problems)
@@ -86,10 +87,12 @@ def _searchable(key: str) -> bool:
 def _probe(settings: Mapping[str, Any], space: Space) -> list[str]:
     """Problems of the trials at the ends of each entry's range."""
     fields = {key: settings[key] for key in TrialConfig.model_fields if key in settings}
+    already = set(validated(TrialConfig, fields)[1])
     problems: dict[str, None] = {}
     for key, values in space.probes():
         _, found = validated(TrialConfig, overlaid(fields, values))
-        problems |= {f"search_space: {key} = {values.get(key)!r}: {line}": None for line in found}
+        new = [line for line in found if line not in already]
+        problems |= {f"search_space: {key} = {values.get(key)!r}: {line}": None for line in new}
     return list(problems)
 
 

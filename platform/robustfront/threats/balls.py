@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Literal, Protocol
 
 import torch
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
 from robustfront.problems import validated
@@ -20,6 +21,20 @@ Norm = Literal["linf", "l2", "l1"]
 _BISECTIONS = 40
 
 
+def require_within_the_box(norm: object, eps: Fraction) -> Fraction:
+    """The radius itself.
+
+    Raises:
+        ValueError: an linf radius above 1, the whole range of a pixel.
+    """
+    if norm == "linf" and eps > 1:
+        found = eps_text(eps)
+        raise ValueError(
+            f"an linf radius lies in [0, 1] (pixel units), got {found}; did you mean {found}/255?"
+        )
+    return eps
+
+
 class PerturbationSet(Protocol):
     """What an attack needs of a set of allowed inputs around each x (N, C, H, W)."""
 
@@ -29,7 +44,9 @@ class PerturbationSet(Protocol):
     def sample(self, x: Tensor, rng: Rng) -> Tensor:
         """A random point of the set for each x."""
 
-    def step(self, x_adv: Tensor, grad: Tensor, relative: float, absolute: float | None) -> Tensor:
+    def step(
+        self, x_adv: Tensor, x: Tensor, grad: Tensor, relative: float, absolute: float | None
+    ) -> Tensor:
         """x_adv moved uphill, not projected; `absolute` replaces `relative` * eps."""
 
 
@@ -41,14 +58,8 @@ class Threat(Component):
 
     @field_validator("eps")
     @classmethod
-    def _within_the_box(cls, eps: Eps, info: object) -> Eps:
-        norm = getattr(info, "data", {}).get("norm")
-        if norm == "linf" and eps > 1:
-            raise ValueError(
-                f"an linf radius lies in [0, 1] (pixel units), got {eps_text(eps)}; "
-                f"did you mean {eps_text(eps)}/255?"
-            )
-        return eps
+    def _within_the_box(cls, eps: Fraction, info: ValidationInfo) -> Fraction:
+        return require_within_the_box(info.data.get("norm"), eps)
 
     @classmethod
     def parse(cls, text: str) -> Threat:
@@ -101,7 +112,7 @@ class Threat(Component):
             delta = (2 * rng.uniform(x) - 1) * eps
         elif self.norm == "l2":
             direction = rng.normal(x)
-            length = rng.uniform(x[:, :1, :1, :1]) ** (1 / x[0].numel()) * eps
+            length = rng.uniform(x[:, :1, :1, :1]) ** (1 / math.prod(x.shape[1:])) * eps
             norms = torch.linalg.vector_norm(direction.flatten(1), dim=1)
             delta = direction * (length / _per_example(norms, x))
         else:
@@ -111,32 +122,43 @@ class Threat(Component):
             delta = sign * size * (eps / _per_example(total, x))
         return self.project(x + delta, x)
 
-    def step(self, x_adv: Tensor, grad: Tensor, relative: float, absolute: float | None) -> Tensor:
-        """Steepest ascent of length `relative` * eps (or `absolute`) in this norm, not projected.
+    def step(
+        self, x_adv: Tensor, x: Tensor, grad: Tensor, relative: float, absolute: float | None
+    ) -> Tensor:
+        """A step uphill of length `relative` * eps (or `absolute`) in this norm, not projected.
 
-        For l1 the step goes to the pixels with the steepest slope that can still move, so many that
-        none moves by more than half the pixel range. A zero gradient moves nothing.
+        linf and l2: steepest ascent. l1: towards the point of ball and box where the linearised
+        loss is largest, and not beyond it; steepest ascent would pile up on pixels that are at the
+        box already. A zero gradient moves nothing.
         """
         size = relative * float(self.eps) if absolute is None else absolute
         if self.norm == "linf":
             return x_adv + size * torch.sign(grad)
         if self.norm == "l2":
-            norms = torch.linalg.vector_norm(grad.flatten(1), dim=1).clamp(min=1e-30)
-            return x_adv + size * grad / _per_example(norms, grad)
-        return x_adv + _steepest_l1(x_adv, grad, size)
+            # First by the largest entry: squares of very small or large entries are 0 or infinite.
+            largest = _per_example(grad.flatten(1).abs().amax(1), grad)
+            scaled = grad / largest.clamp(min=torch.finfo(grad.dtype).tiny)
+            norms = torch.linalg.vector_norm(scaled.flatten(1), dim=1).clamp(min=1e-30)
+            return x_adv + size * scaled / _per_example(norms, grad)
+        way = _best_l1_vertex(x, grad, float(self.eps)) - x_adv
+        length = _per_example(way.flatten(1).abs().sum(1), grad)
+        share = (size / length.clamp(min=1e-30)).clamp(max=1)
+        return x_adv + way * share * grad.flatten(1).any(1).reshape(-1, 1, 1, 1)
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _steepest_l1(x_adv: Tensor, grad: Tensor, size: float) -> Tensor:
-    movable = torch.where(grad > 0, x_adv < 1, x_adv > 0)
-    slope = (grad.abs() * movable).flatten(1)
-    count = min(max(1, math.ceil(2 * size)), slope.shape[1])
-    top = slope.topk(count, dim=1)
-    share = torch.zeros_like(slope).scatter_(1, top.indices, (top.values > 0).to(slope.dtype))
-    return size / count * share.view_as(grad) * torch.sign(grad)
+def _best_l1_vertex(x: Tensor, grad: Tensor, eps: float) -> Tensor:
+    """argmax <grad, z> over the l1 ball and the box: the steepest pixels as far as they can go."""
+    slope, order = grad.flatten(1).abs().sort(dim=1, descending=True)
+    room = torch.where(grad > 0, 1 - x, x).flatten(1).gather(1, order) * (slope > 0)
+    spent_before = room.cumsum(1) - room
+    move = torch.zeros_like(room).scatter_(
+        1, order, torch.minimum((eps - spent_before).clamp(min=0), room)
+    )
+    return x + move.view_as(x) * torch.sign(grad)
 
 
 def _project_l1_box(delta: Tensor, lower: Tensor, upper: Tensor, eps: float) -> Tensor:

@@ -7,16 +7,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, ValidationInfo, field_validator
 from torch import Tensor
 
 from robustfront.randomness import Rng
 from robustfront.registry import Component
-from robustfront.threats.balls import Norm, PerturbationSet, Threat
-from robustfront.threats.radius import Eps, eps_text
+from robustfront.threats.balls import Norm, PerturbationSet, Threat, require_within_the_box
+from robustfront.threats.radius import Eps
 
 _INVERSE_ORDER = {"linf": 0.0, "l2": 0.5, "l1": 1.0}
 
@@ -39,9 +38,13 @@ class Mixture:
         """Each part by its own threat, from a source of its own."""
         return self._each(lambda threat, a: threat.sample(a, rng.child(threat.norm)), x)
 
-    def step(self, x_adv: Tensor, grad: Tensor, relative: float, absolute: float | None) -> Tensor:
+    def step(
+        self, x_adv: Tensor, x: Tensor, grad: Tensor, relative: float, absolute: float | None
+    ) -> Tensor:
         """Each part by its own threat."""
-        return self._each(lambda threat, a, b: threat.step(a, b, relative, absolute), x_adv, grad)
+        return self._each(
+            lambda threat, a, b, c: threat.step(a, b, c, relative, absolute), x_adv, x, grad
+        )
 
     def _each(self, act: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         sizes = [size for _, size in self.parts]
@@ -75,11 +78,10 @@ class TrainThreat(Component):
             raise ValueError(f"the weights of a mix sum to 1, these to {total:g}")
         return mix
 
-    @model_validator(mode="after")
-    def _within_the_box(self) -> Self:
-        if self.norm == "linf" and self.eps > 1:
-            raise ValueError(f"an linf radius lies in [0, 1], got eps {eps_text(self.eps)}")
-        return self
+    @field_validator("eps")
+    @classmethod
+    def _within_the_box(cls, eps: Fraction, info: ValidationInfo) -> Fraction:
+        return require_within_the_box(info.data.get("norm"), eps)
 
     def shares(self) -> dict[Norm, float]:
         """The norms that take part, with their shares of a batch."""
