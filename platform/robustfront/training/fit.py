@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustfront.config import TrialConfig
 from robustfront.data import DataSet, split_data
-from robustfront.errors import Diverged
+from robustfront.errors import DataError, Diverged
 from robustfront.evaluation.evaluate import measure
 from robustfront.evaluation.records import Records
 from robustfront.methods import StepContext
@@ -155,9 +155,8 @@ class _Run:
 
         The last examples of the random order are left out where they do not fill a batch.
         """
-        train, total = self.config.train, len(self.data.train)
-        size = min(train.batch_size, total)
-        steps = total // size
+        total = len(self.data.train)
+        size, steps = self._batches
         source = generator("cpu", self.config.seed, epoch, "order")
         order = torch.randperm(total, generator=source).to(self.device)
         sums: dict[str, Tensor] = {}
@@ -169,6 +168,13 @@ class _Run:
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
         return self._means(sums, steps, epoch)
+
+    @property
+    def _batches(self) -> tuple[int, int]:
+        """Examples in a batch, batches in an epoch."""
+        total = len(self.data.train)
+        size = min(self.config.train.batch_size, total)
+        return size, total // size
 
     def _train_step(self, index: Tensor, epoch: int, step: int, now: float) -> dict[str, Tensor]:
         config = self.config
@@ -207,7 +213,7 @@ class _Run:
         if self.average is None or decay is None:
             return
         # The first steps count for more: the start is random, not a good model.
-        steps = epoch * (len(self.data.train) // self.config.train.batch_size) + step
+        steps = epoch * self._batches[1] + step
         decay = min(decay, (1 + steps) / (10 + steps))
         averaged: list[Tensor] = list(self.average.parameters())
         current: list[Tensor] = list(self.model.parameters())
@@ -259,6 +265,7 @@ class _Run:
         if self.average is not None:
             groups["average"] = self.average.state_dict()
         meta: dict[str, Any] = {
+            "trial": self.config.id,
             "epoch": self.epoch,
             "history": self.history,
             "best": self.best_metrics,
@@ -267,8 +274,14 @@ class _Run:
         write_tensors(path, groups, meta)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            DataError: it cannot be read, or belongs to another configuration.
+        """
         groups, meta = read_tensors(path)
+        if meta.get("trial") != self.config.id:
+            raise DataError(f"{path}: the checkpoint of another configuration")
         load_weights(self.model, groups["model"], path)
         if self.average is not None:
             load_weights(self.average, groups["average"], path)
