@@ -154,7 +154,8 @@ class TrialConfig(Component):
         own = given.get("radii", {}) if isinstance(given, Mapping) else None
         if not whole or len(whole) < len(threats) or not isinstance(own, Mapping):
             return raw
-        radii = {threat.norm: eps_text(threat.eps) for threat in whole} | dict(own)
+        # Of two threats in one norm the first is the reference.
+        radii = {threat.norm: eps_text(threat.eps) for threat in reversed(whole)} | dict(own)
         norm = given.get("norm", whole[0].norm)
         eps = next((radii[n] for n in radii if n == norm), eps_text(whole[0].eps))
         return {**raw, "train_threat": {"norm": norm, "eps": eps, **given, "radii": radii}}

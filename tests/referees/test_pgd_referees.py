@@ -127,6 +127,17 @@ def test_l2_pgd_from_the_uniform_start_agrees_with_foolbox_after_few_steps(train
     assert found > from_x + 0.02  # the start is told apart
 
 
+@pytest.mark.parametrize("eps", [5.0, 10.0])
+def test_l1_pgd_with_its_defaults_is_no_weaker_than_foolbox_after_50_steps(trained, eps):
+    model, x, y = trained[0], trained[1][:400], trained[2][:400]
+    referees = [foolbox.attacks.SparseL1DescentAttack(steps=50), foolbox.attacks.L1PGD(steps=50)]
+    foolboxed = [predicted(model, by_foolbox(attack, model, x, y, eps)) for attack in referees]
+
+    found = accuracy(ours(model, x, y, f"l1:{eps}", PGD()))
+
+    assert found <= min((other == y).float().mean().item() for other in foolboxed) + 0.01
+
+
 def test_the_agreement_would_notice_a_wrong_radius(trained):
     """One tenth more or less moves accuracy by more than the tolerance."""
     model, x, y = trained

@@ -143,6 +143,16 @@ def test_asking_for_more_than_there_is_says_what_there_is(tmp_path, sizes, words
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.parametrize("n", [1, 4, 400])
+def test_the_first_examples_are_the_first(tmp_path, n):
+    config = Arrays(path=saved(tmp_path), val_size=10)
+    data = split_data(config, config.load(), CPU)
+    for split in (data.train, data.val, data.test):
+        whole, part = split.batch(slice(None)), split.first(n).batch(slice(0, 500))
+        assert len(split.first(n)) == len(part[0]) == min(n, len(split))
+        assert all(torch.equal(a[:n], b) for a, b in zip(whole, part, strict=True))
+
+
 def test_read_only_arrays_are_shared_not_copied_and_not_warned_about(tmp_path):
     config = Arrays(path=saved(tmp_path))
     raw = config.load()

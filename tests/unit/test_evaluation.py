@@ -183,7 +183,7 @@ def test_an_unknown_suite_is_refused_with_a_guess():
     [
         ("linf", "NORM:EPS"),
         ("linf:eight", "8/255"),
-        ("l3:0.1", "'linf', 'l2' or 'l1'"),
+        ("l3:0.1", "allowed: linf, l2, l1"),
         ("linf:8", "did you mean 8/255"),
         ("l2:-1", "0 or more"),
     ],

@@ -147,8 +147,9 @@ class Split:
 
     def first(self, n: int) -> Split:
         """The first n examples."""
-        rows = None if self.rows is None else self.rows[:n]
-        return Split(self.x, self.y[:n], self.scale, rows)
+        if self.rows is None:
+            return Split(self.x[:n], self.y[:n], self.scale)
+        return Split(self.x, self.y[:n], self.scale, self.rows[:n])
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ def evaluate(
         parsed = [Threat.parse(text) for text in threats]
     except ValueError as error:
         raise ConfigError("threats", [str(error)]) from None
+    if len(set(parsed)) < len(parsed):
+        raise ConfigError("threats", [f"one is given twice: {', '.join(threats)}"])
     return measure(model, Split(x, y, 1.0), parsed, suite, (seed, "evaluate"))
 
 

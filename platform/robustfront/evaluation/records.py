@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ import numpy as np
 
 from robustfront.errors import DataError
 from robustfront.evaluation import metrics
+
+# What np.load and the archive raise on a file that is not what it seems.
+_DAMAGED = (ValueError, TypeError, KeyError, BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,21 @@ class Records:
             DataError: no such file, or not records.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here: np.load would leave its own handle open on a file that is no archive.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 attacked = {
                     key.partition(":")[2]: arrays[key]
                     for key in arrays.files
                     if key.startswith("attacked:")
                 }
                 return cls(arrays["label"], arrays["plain"], attacked)
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            TypeError,
+            KeyError,
+            BadZipFile,
+            zlib.error,
+        ) as error:
             raise DataError(f"{path}: not records ({error})") from None

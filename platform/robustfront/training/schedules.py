@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from robustfront.registry import Component, Registry
 
@@ -85,6 +85,12 @@ class EpsRamp(Component):
 
     start: NonNegativeFloat = 0.0
     end: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _ends_after_its_start(self) -> Self:
+        if self.end < self.start:
+            raise ValueError(f"ends (at {self.end:g}) before it starts (at {self.start:g})")
+        return self
 
     def factor(self, epoch: float) -> float:
         """Share of the full radius after `epoch` (fractional) epochs."""
