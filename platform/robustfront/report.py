@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from robustfront.errors import ConfigError
 from robustfront.estimate import Estimate
@@ -36,7 +37,7 @@ def show_front(front: Front) -> None:
     settings = Table("trial", "configuration", box=None)
     for _, row in front.members.iterrows():
         errors.add_row(str(row["trial"]), *(_error(row, column) for column in columns))
-        settings.add_row(str(row["trial"]), _parameters(row, front.parameters))
+        settings.add_row(str(row["trial"]), Text(_parameters(row, front.parameters)))
     console.print(errors, settings, sep="\n\n")
     console.print(
         f"\n{len(front.members)} of {front.count('finished')} finished trials are on the front, "
@@ -48,12 +49,13 @@ def save_front(front: Front, csv: Path | None, png: Path | None, html: Path | No
     """The front as files.
 
     Raises:
-        ConfigError: a folder that does not exist.
+        ConfigError: a folder that does not exist, or a folder in place of a file.
     """
     from robustfront.tracking import front_html, front_png
 
     asked = [path for path in (csv, png, html) if path is not None]
     wrong = [f"{path}: its folder does not exist" for path in asked if not path.parent.is_dir()]
+    wrong += [f"{path}: is a folder" for path in asked if path.is_dir()]
     if wrong:
         raise ConfigError("front", wrong)
     if csv is not None:
@@ -112,7 +114,11 @@ def _trials(sweep: Sweep) -> Table:
             for name in sweep.job.objectives
         ]
         table.add_row(
-            trial.id, trial.status, str(trial.epoch), *errors, trial.reason or summary(trial)
+            trial.id,
+            trial.status,
+            str(trial.epoch),
+            *errors,
+            Text(trial.reason or summary(trial)),
         )
     return table
 
@@ -140,7 +146,7 @@ def show_plan(plan: Plan, estimate: Estimate) -> None:
         "cost": cost + (f" ({estimate.reason})" if estimate.reason else ""),
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     Console(highlight=False).print(table)
 
 

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,8 @@ def run(
     hands = make_executor(executor, plan.job, address)
     try:
         _create(folder, plan, executor)
-        return _drive(folder, plan, hands, "resume")
+        with _only_driver(folder):
+            return _drive(folder, plan, hands, "resume")
     finally:
         hands.close()
 
@@ -148,8 +149,7 @@ def resume(
         DataError: no such sweep, or data that cannot be read.
     """
     folder = find(sweep)
-    ledger = Ledger.open(folder)
-    try:
+    with _only_driver(folder), closing(Ledger.open(folder)) as ledger:
         state = SweepState.of(ledger.read())
         plan = _extended(state, set or {}, folder)
         Shipper.warm_up()
@@ -161,8 +161,6 @@ def resume(
             return _drive(folder, plan, hands, failed)
         finally:
             hands.close()
-    finally:
-        ledger.close()
 
 
 def folder_of(job: Job) -> Path:
@@ -242,19 +240,18 @@ def _version() -> str:
 
 
 def _drive(folder: Path, plan: Plan, hands: Executor, failed: Failed) -> Sweep:
-    with _only_driver(folder):
-        ledger = Ledger.open(folder)
-        shipper = Shipper(folder, plan.job)
-        shipper.start()
-        wait = 5.0
-        try:
-            driver = Driver(folder, ledger, plan, failed)
-            with Display(driver, hands.concurrency, lambda: shipper.problem):
-                hands.run(driver)
-            wait = 90.0
-        finally:
-            pending = shipper.close(wait)
-            ledger.close()
+    ledger = Ledger.open(folder)
+    shipper = Shipper(folder, plan.job)
+    shipper.start()
+    wait = 5.0
+    try:
+        driver = Driver(folder, ledger, plan, failed)
+        with Display(driver, hands.concurrency, lambda: shipper.problem):
+            hands.run(driver)
+        wait = 90.0
+    finally:
+        pending = shipper.close(wait)
+        ledger.close()
     problems = list(driver.problems)
     if not driver.complete:
         problems.append(f"stopped before its end; `robustfront resume {_shown(folder)}` goes on")

@@ -7,8 +7,12 @@ import secrets
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
+import torch
+
 from robustfront.config import Job
+from robustfront.data import RawData, split_data
 from robustfront.executors.driver import Driver
+from robustfront.models import build_model
 
 Kind = Literal["ray", "inline"]
 
@@ -29,17 +33,26 @@ def make_executor(kind: Kind, job: Job, address: str | None) -> Executor:
     """An executor that can run the job; nothing of the sweep is written yet.
 
     Raises:
-        ConfigError: it cannot: too few resources, or no cluster at the address.
+        ConfigError: it cannot: too few resources or examples, images too small for the model, or
+            no cluster at the address.
         DataError: the data cannot be read.
     """
     if kind == "inline":
         from robustfront.executors.inline import InlineExecutor
 
-        return InlineExecutor(job)
+        return InlineExecutor(job, _checked_data(job))
     _prepare_ray(private=address is None)
     from robustfront.executors.ray import RayExecutor
 
-    return RayExecutor(job, address)
+    return RayExecutor(job, _checked_data(job), address)
+
+
+def _checked_data(job: Job) -> RawData:
+    """The data, once they are known to be enough and to fit the model."""
+    raw = job.data.load()
+    data = split_data(job.data, raw, torch.device("cpu"))
+    build_model(job.model, data.shape, data.classes, data.mean, data.std)
+    return raw
 
 
 def _prepare_ray(private: bool) -> None:
@@ -62,8 +75,6 @@ def _prepare_ray(private: bool) -> None:
 
 def local_concurrency(job: Job) -> int:
     """How many trials fit on this machine at once."""
-    import torch
-
     totals = {
         "CPU": float(len(os.sched_getaffinity(0))),
         "GPU": float(torch.cuda.device_count()),

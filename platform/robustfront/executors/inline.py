@@ -17,16 +17,15 @@ class InlineExecutor:
 
     Raises:
         ConfigError: a GPU is asked for, and there is none.
-        DataError: the data cannot be read.
     """
 
     concurrency = 1
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, raw: RawData) -> None:
         if job.resources.gpu and not torch.cuda.is_available():
             raise ConfigError("resources.gpu", [f"got {job.resources.gpu:g}, no GPU is here"])
         self._retries = job.retries
-        self._raw: RawData = job.data.load()
+        self._raw = raw
 
     def run(self, driver: Driver) -> None:
         """Work until the driver has nothing more."""

@@ -18,6 +18,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from robustfront.config import Job, Resources
+from robustfront.data import RawData
 from robustfront.errors import ConfigError
 from robustfront.executors.choose import concurrency
 from robustfront.executors.driver import Driver
@@ -38,17 +39,16 @@ class RayExecutor:
 
     Raises:
         ConfigError: the cluster cannot be reached, or has less than one trial asks for.
-        DataError: the data cannot be read.
     """
 
-    def __init__(self, job: Job, address: str | None = None) -> None:
+    def __init__(self, job: Job, raw: RawData, address: str | None = None) -> None:
         _connect(address)
         try:
             total = ray.cluster_resources()  # type: ignore[no-untyped-call]
             _check_resources(job.resources, total)
             self.concurrency = concurrency(job, total)
             # One copy a node, shared by its workers.
-            self._raw = ray.put(job.data.load())
+            self._raw = ray.put(raw)
         except BaseException:
             ray.shutdown()
             raise

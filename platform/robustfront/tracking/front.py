@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from robustfront.evaluation.intervals import clopper_pearson
 from robustfront.search.pareto import hypervolume, non_dominated
 
-REFERENCE = (1.0, 1.0)
 ENDED = ("finished", "pruned", "diverged", "failed")
 
 _IDENTITY = ("trial", "number", "seed", "state")
@@ -45,6 +44,7 @@ class Front:
             `<split>_examples` those of the metrics named `<split>/...`.
         parameters: the columns that are searched parameters.
         subtitle: what was measured, for instance "digits, linf 0.1, pgd20, validation split".
+        objectives: what decides who is on the front, where that is more than x and y.
     """
 
     name: str
@@ -53,11 +53,14 @@ class Front:
     trials: pd.DataFrame
     parameters: tuple[str, ...]
     subtitle: str
+    objectives: tuple[str, ...] = ()
 
     @cached_property
     def every(self) -> pd.DataFrame:
         """All trials, also where a sweep has no result yet: with the columns of both metrics."""
-        columns = dict.fromkeys([*_IDENTITY, *self.trials.columns, self.x, self.y])
+        columns = dict.fromkeys(
+            [*_IDENTITY, *self.trials.columns, self.x, self.y, *self.objectives]
+        )
         return self.trials.reset_index(drop=True).reindex(columns=list(columns))
 
     @cached_property
@@ -70,7 +73,7 @@ class Front:
         table = self.every.loc[measured].reset_index(drop=True)
         finished = (table["state"] == "finished").to_numpy()
         member = np.zeros(len(table), dtype=bool)
-        member[finished] = non_dominated(self.points(table[finished]))
+        member[finished] = non_dominated(self._ranked(table[finished]))
         table.insert(len(_IDENTITY), "pareto", member)
         for column in table.columns.difference(list(self.parameters)):
             if is_error(column):
@@ -86,8 +89,9 @@ class Front:
 
     @cached_property
     def hypervolume(self) -> float:
-        """Area between the front and the reference (1, 1); 0 without a finished trial."""
-        return hypervolume(self.points(self.members), REFERENCE)
+        """Volume between the front and the worst errors, all 1; 0 without a finished trial."""
+        ranked = self._ranked(self.members)
+        return hypervolume(ranked, [1.0] * ranked.shape[1])
 
     @property
     def diverged_share(self) -> float:
@@ -102,6 +106,10 @@ class Front:
     def points(self, rows: pd.DataFrame) -> NDArray[np.float64]:
         """(x, y) of some trials, (N, 2); NaN where a metric is missing."""
         return rows[[self.x, self.y]].to_numpy(dtype=float, na_value=np.nan)
+
+    def _ranked(self, rows: pd.DataFrame) -> NDArray[np.float64]:
+        names = list(self.objectives or (self.x, self.y))
+        return rows[names].to_numpy(dtype=float, na_value=np.nan)
 
     def to_csv(self) -> str:
         """The table, errors in full precision, an empty cell where there is no value."""
@@ -119,8 +127,8 @@ class Front:
         record = {
             "sweep": self.name,
             "measured": self.subtitle,
-            "objectives": [self.x, self.y],
-            "reference": REFERENCE,
+            "objectives": list(self.objectives or (self.x, self.y)),
+            "reference": [1.0] * len(self.objectives or (self.x, self.y)),
             "hypervolume": self.hypervolume,
             "diverged_share": self.diverged_share,
             "front": plain_rows(self.members),

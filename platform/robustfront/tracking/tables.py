@@ -63,7 +63,9 @@ def front_of(
         x, y = "test/standard_error", f"test/robust_error/{threat}/{attack.name}"
     keys = dict.fromkeys(key for trial in state.trials.values() for key in searched(trial))
     subtitle = f"{job.data.type}, {threat.replace('_', ' ')}, {attack.name}, {split} split"
-    return Front(name, axes[0] or x, axes[1] or y, table, tuple(keys), subtitle)
+    # Other axes are another question; so is the test split, which only members are measured on.
+    objectives = job.objectives if split == "val" and axes == (None, None) else ()
+    return Front(name, axes[0] or x, axes[1] or y, table, tuple(keys), subtitle, objectives)
 
 
 def _column(metric: str) -> str:

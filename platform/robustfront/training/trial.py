@@ -49,10 +49,10 @@ def run_trial(
     """
     if config.resources.gpu and not torch.cuda.is_available():
         raise ConfigError("resources.gpu", [f"got {config.resources.gpu:g}, no GPU is here"])
-    _claim(folder, config)
-    state = folder / "checkpoint" / "state.safetensors"
     device = torch.device(config.resources.device)
     data = split_data(config.data, raw or config.data.load(), device)
+    _claim(folder, config)
+    state = folder / "checkpoint" / "state.safetensors"
     history: list[Metrics] = read_tensors(state)[1]["history"] if state.exists() else []
     yield from enumerate(history, start=1)
     records = None
@@ -70,6 +70,10 @@ def run_trial(
 
 def _claim(folder: Path, config: TrialConfig) -> None:
     """Make the folder this trial's, unless it is another's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(str(folder), [f"cannot be made a folder: {error.strerror}"]) from None
     path = folder / "config.json"
     if path.exists() and load_trial(path).id != config.id:
         raise ConfigError(str(folder), ["holds another trial; choose another folder"])

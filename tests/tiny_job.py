@@ -1,0 +1,79 @@
+"""A sweep that takes seconds, and the command line as a process of its own."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+JOB: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"type": "digits", "train_size": 200, "val_size": 100},
+    "model": {"type": "mlp", "hidden": [16]},
+    "threat": {"norm": "linf", "eps": "1/10"},
+    "search_space": "space.yaml",
+    "method": {"type": "trades", "inner": {"steps": 2}},
+    "train": {"epochs": 3, "batch_size": 32, "optimizer": {"type": "sgd", "lr": 0.1}},
+    "evaluate": {
+        "attack": {"type": "pgd", "steps": 3},
+        "final": {"type": "pgd", "steps": 5, "restarts": 2, "examples": 50},
+    },
+    "search": {"sampler": "random", "trials": 4},
+}
+SPACE: dict[str, Any] = {
+    "method.type": {"choice": ["standard", "trades"]},
+    "method.beta": {"log_uniform": [0.5, 12], "when": {"method.type": "trades"}},
+    "train_threat.eps": {"uniform": [0.02, 0.2]},
+    "train_threat.mix": {"simplex": ["linf", "l2"]},
+}
+
+
+def write_job(folder: Path, file: str = "job.yaml", **changes: Any) -> Path:
+    """The job with some of its sections replaced, beside its search space."""
+    (folder / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    path = folder / file
+    path.write_text(yaml.safe_dump({**JOB, **changes}))
+    return path
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line in the interpreter of the tests."""
+    return [sys.executable, "-c", "from robustfront.cli import main; main()", *arguments]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Without what would lead a sweep to another Ray, and wide enough for whole lines."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **changes}
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder to its end."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
+    """What a query finds in an SQLite file; nothing where there is no such file or table yet."""
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return connection.execute(query).fetchall()
+    except sqlite3.OperationalError:
+        return []
+
+
+def use_store(folder: Path, template: Path) -> None:
+    """An MLflow store for the sweeps in a folder: making one anew takes MLflow ten seconds."""
+    (folder / "sweeps").mkdir()
+    (folder / "sweeps" / "mlflow.db").write_bytes(template.read_bytes())
