@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import (
@@ -31,7 +31,7 @@ from robustfront.methods import MethodField, Standard
 from robustfront.models import ModelField
 from robustfront.problems import overlaid, read_mapping, validated
 from robustfront.registry import Component
-from robustfront.threats import Threat, TrainThreat, eps_text
+from robustfront.threats import Norm, Threat, TrainThreat, eps_text
 from robustfront.training.optimizers import SGD, OptimizerField
 from robustfront.training.schedules import Constant, EpsRamp, ScheduleField
 from robustfront.updates import Plain, UpdateField
@@ -157,8 +157,10 @@ class TrialConfig(Component):
         # Of two threats in one norm the first is the reference.
         radii = {threat.norm: eps_text(threat.eps) for threat in reversed(whole)} | dict(own)
         norm = given.get("norm", whole[0].norm)
-        eps = next((radii[n] for n in radii if n == norm), eps_text(whole[0].eps))
-        return {**raw, "train_threat": {"norm": norm, "eps": eps, **given, "radii": radii}}
+        eps = {"eps": radii[norm]} if norm in [*radii] else {}
+        if not eps and "eps" not in given and norm in get_args(Norm):
+            raise ValueError(f"train_threat.eps: is missing; the job measures no {norm} threat")
+        return {**raw, "train_threat": {"norm": norm, **eps, **given, "radii": radii}}
 
     @field_validator("threat")
     @classmethod

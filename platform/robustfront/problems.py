@@ -123,12 +123,14 @@ def _line(root: type[Component], problem: Any) -> str:
         return f"{key}: `type` is missing (allowed: {', '.join(_tags(root, problem['loc']))})"
     if kind == "missing":
         return f"{key}: is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
     if kind == "literal_error" and isinstance(found, str):
         allowed = [tag.strip(" '") for tag in context["expected"].replace(" or ", ", ").split(",")]
         return f"{key}: got {found!r}{nearest(found, allowed)}"
     shown = repr(found)
-    return f"{key or 'all of it'}: {message}" + (f" (got {shown})" if len(shown) < 80 else "")
+    if not key:
+        return message  # it names its keys itself
+    return f"{key}: {message}" + (f" (got {shown})" if len(shown) < 80 else "")
 
 
 def _tags(root: type[Component], loc: tuple[int | str, ...]) -> list[str]:

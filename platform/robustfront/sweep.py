@@ -220,7 +220,10 @@ def _create(folder: Path, plan: Plan, executor: Kind) -> None:
         ledger.close()
         text = yaml.safe_dump(plan.settings, sort_keys=False, allow_unicode=True)
         (draft / "job.yaml").write_text(text)
-        os.rename(draft, folder)
+        try:
+            os.rename(draft, folder)
+        except OSError:
+            raise ConfigError("name", [f"{folder} was made by somebody else just now"]) from None
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

@@ -204,6 +204,10 @@ ONE_PROBLEM: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"data": {"type": "mnist", "root": {"a": "b"}}},
         ["data.root: ", "got {'a': 'b'}"],
     ),
+    "a training norm without a radius": (
+        {"train_threat": {"norm": "l2"}},
+        ["train_threat.eps: is missing; the job measures no l2 threat"],
+    ),
     "a number for radii": ({"train_threat": {"radii": 5}}, ["train_threat.radii: ", "got 5"]),
     "nothing for radii": ({"train_threat": {"radii": None}}, ["train_threat.radii: ", "None"]),
     "a list for a norm": (
@@ -563,7 +567,7 @@ MATTERS: dict[str, Any] = {
     "threat.eps": "1/5",
     "threat.norm": "l2",
     "train_threat.eps": "1/20",
-    "train_threat.norm": "l2",
+    "train_threat": {"norm": "l2", "eps": "1/10"},
     "train_threat.mix": {"linf": 0.5, "l2": 0.5},
     "train_threat.radii": {"linf": "1/10", "l2": 2},
     "method.type": "trades",

@@ -186,7 +186,7 @@ SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
             {"threat__eps": "1/11"},
             {"threat__norm": "l2"},
             {"train_threat__eps": "1/11"},
-            {"train_threat__norm": "l2"},
+            {"train_threat__norm": "l2", "train_threat__eps": "1/10"},
             {"train_threat__mix": {"linf": 0.5, "l2": 0.5}},
             {f"{PGD}steps": 3},
             {f"{PGD}step_size": "1/50"},

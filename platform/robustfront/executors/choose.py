@@ -86,7 +86,8 @@ def concurrency(job: Job, totals: Mapping[str, float]) -> int:
     """How many trials run at once where there is so much of each resource."""
     fitting = int(totals.get("CPU", 0) // job.resources.cpu)
     if job.resources.gpu:
-        per_gpu = int(1 // job.resources.gpu)  # a trial never spans two GPUs
+        # A trial never spans two GPUs. In binary fractions 1 / 0.1 may fall just short of 10.
+        per_gpu = int(1 / job.resources.gpu + 1e-9)
         fitting = min(fitting, int(totals.get("GPU", 0)) * per_gpu)
     asked = job.search.max_concurrent
     return fitting if asked == "auto" else min(asked, fitting)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from robustfront.config import TrialConfig
 from robustfront.data import RawData
-from robustfront.errors import ConfigError, DataError, Diverged, TrialError
+from robustfront.errors import ConfigError, DataError, Diverged
 from robustfront.executors.task import Message, Task
 from robustfront.training.trial import measure_final, run_trial
 
@@ -27,7 +27,7 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
             yield {"measured": {name: error for name, error in errors.items() if "/" in name}}
     except Diverged as error:
         yield {"end": "diverged", "reason": str(error)}
-    except (ConfigError, DataError, TrialError) as error:
+    except (ConfigError, DataError) as error:
         yield {"end": "failed", "reason": str(error)}
     except Exception:
         # The driver may be on another machine: the story of a crash stays with its trial.

@@ -212,7 +212,7 @@ class _Runs:
 
         run = self.child(trial, event)
         tags = [RunTag("robustfront.status", trial.status)]
-        if trial.reason:
+        if trial.reason or trial.starts > 1:
             tags.append(RunTag("robustfront.reason", trial.reason[:4000]))
         params = []
         if event.kind in ("proposed", "restarted"):

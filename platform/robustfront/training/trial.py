@@ -77,6 +77,9 @@ def _claim(folder: Path, config: TrialConfig) -> None:
     path = folder / "config.json"
     if path.exists() and load_trial(path).id != config.id:
         raise ConfigError(str(folder), ["holds another trial; choose another folder"])
+    # What a process that was killed while writing has left behind.
+    for draft in (folder / "checkpoint").glob(".*.safetensors.*"):
+        draft.unlink(missing_ok=True)
     write_config(folder, config)
 
 
