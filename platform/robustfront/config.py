@@ -67,19 +67,23 @@ class Final(Component):
 
     @model_validator(mode="before")
     @classmethod
-    def _flat(cls, raw: Any) -> Any:
-        """`{type: pgd, steps: 50, examples: 1000}` is the short form."""
-        if not isinstance(raw, Mapping):
-            return raw
-        attack = {key: value for key, value in raw.items() if key not in cls.model_fields}
-        rest = {key: value for key, value in raw.items() if key in cls.model_fields}
-        if not attack:
-            return raw
-        whole = rest.get("attack", {})
-        same = isinstance(whole, Mapping) and whole.get("type") in (None, attack.get("type"))
-        if "type" not in attack or same:
-            attack = {**whole, **attack}
-        return {**rest, "attack": attack}
+    def _short_or_long(cls, raw: Any) -> Any:
+        return _with_attack_apart(raw)
+
+
+def _with_attack_apart(raw: Any) -> Any:
+    """The long form of `{type: pgd, steps: 50, examples: 1000}`, a final suite in short."""
+    if not isinstance(raw, Mapping):
+        return raw
+    attack = {key: value for key, value in raw.items() if key not in Final.model_fields}
+    rest = {key: value for key, value in raw.items() if key in Final.model_fields}
+    if not attack:
+        return raw
+    whole = rest.get("attack", {})
+    same = isinstance(whole, Mapping) and whole.get("type") in (None, attack.get("type"))
+    if "type" not in attack or same:
+        attack = {**whole, **attack}
+    return {**rest, "attack": attack}
 
 
 class Evaluate(Component):
@@ -320,15 +324,9 @@ def read_settings(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _long_form(raw: dict[str, Any]) -> dict[str, Any]:
     """`evaluate.final` with its attack apart, so that another attack leaves `examples` alone."""
     evaluate = raw.get("evaluate")
-    if not isinstance(evaluate, dict):
+    if not isinstance(evaluate, dict) or "final" not in evaluate:
         return raw
-    final = evaluate.get("final")
-    if not isinstance(final, dict) or "attack" in final:
-        return raw
-    fields = Final.model_fields
-    long = {key: value for key, value in final.items() if key in fields}
-    long["attack"] = {key: value for key, value in final.items() if key not in fields}
-    return {**raw, "evaluate": {**evaluate, "final": long}}
+    return {**raw, "evaluate": {**evaluate, "final": _with_attack_apart(evaluate["final"])}}
 
 
 def _lookup(nested: Mapping[str, Any], dotted: str, default: Any) -> Any:

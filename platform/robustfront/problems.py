@@ -35,6 +35,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _parse(text: str) -> Any:
+    """The one YAML document in a text; safe loading only."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file.
 
@@ -50,7 +59,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
     try:
-        raw = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)  # noqa: S506
+        raw = json.loads(text) if path.suffix == ".json" else _parse(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(str(path), [" ".join(str(error).split())]) from None
     try:
@@ -75,7 +84,7 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
             problems.append(f"write key=value, got {setting!r}")
             continue
         try:
-            overrides[key.strip()] = yaml.load(value, _Loader)  # noqa: S506 - a safe loader
+            overrides[key.strip()] = _parse(value)
         except (yaml.YAMLError, ValueError) as error:
             problems.append(f"{key}: {' '.join(str(error).split())}")
     if problems:

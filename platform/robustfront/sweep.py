@@ -99,7 +99,7 @@ class Sweep:
 
 def run(
     job: str | Path,
-    set: Mapping[str, Any] | None = None,  # noqa: A002 - the command line's word
+    set: Mapping[str, Any] | None = None,  # the command line's word
     executor: Kind = "ray",
     address: str | None = None,
 ) -> Sweep:
@@ -134,7 +134,7 @@ def run(
 def resume(
     sweep: str | Path,
     failed: Failed = "resume",
-    set: Mapping[str, Any] | None = None,  # noqa: A002 - the command line's word
+    set: Mapping[str, Any] | None = None,  # the command line's word
     executor: Kind | None = None,
     address: str | None = None,
 ) -> Sweep:

@@ -134,8 +134,13 @@ class Driver:
         if self.state.trials[trial].ended:
             return
         self._commit(trial, "finished")
-        (self.folder / "trials" / trial / "checkpoint" / "state.safetensors").unlink(True)
+        self._forget_state(trial)
         self._conclude(trial)
+
+    def _forget_state(self, trial: str) -> None:
+        """Remove what training would go on from."""
+        state = self.folder / "trials" / trial / "checkpoint" / "state.safetensors"
+        state.unlink(missing_ok=True)
 
     def _resume(self, failed: Failed) -> None:
         for trial in list(self.state.trials.values()):
@@ -145,8 +150,7 @@ class Driver:
                 self._queue.append(trial.id)
 
     def _restart(self, trial: Trial) -> None:
-        state = self.folder / "trials" / trial.id / "checkpoint" / "state.safetensors"
-        state.unlink(missing_ok=True)
+        self._forget_state(trial.id)
         event = Event("restarted", trial.id, trial.attempt + 1)
         self._apply(self.ledger.append([event]))
 

@@ -85,7 +85,7 @@ class Shipper:
                 self._follow(last_time)
                 self.problem = ""
                 self._stop.wait(_PAUSE)
-            except Exception as error:  # noqa: BLE001 - tracking never stops a sweep
+            except Exception as error:  # tracking never stops a sweep
                 self.problem = " ".join(str(error).split())[:300]
                 self._stop.wait(_PAUSE_AFTER_ERROR)
 
@@ -102,21 +102,20 @@ class Shipper:
 
     def _connect(self) -> _Runs:
         done = self._ledger.acknowledged(CONSUMER)
-        self._state = SweepState.of([e for e in self._ledger.read() if e.seq <= done])
-        created = self._ledger.read()[0]
+        events = self._ledger.read()
+        self._state = SweepState.of([event for event in events if event.seq <= done])
         artifacts = None
         if self.job.tracking.uri is None:
             artifacts = (self.folder.absolute().parent / "mlartifacts").as_uri()
         self._front_due = done > 0
-        return _Runs(self.uri, self.job.tracking.experiment, artifacts, self.name, created)
+        return _Runs(self.uri, self.job.tracking.experiment, artifacts, self.name, events[0])
 
     def _ship(self, event: Event) -> None:
         assert self._runs is not None
-        after = self._state
-        after.apply(event)
+        self._state.apply(event)
         try:
             if event.trial:
-                self._ship_trial(self._runs, event, after.trials[event.trial])
+                self._ship_trial(self._runs, event, self._state.trials[event.trial])
             else:
                 self._runs.describe_sweep(event, self.job)
         except BaseException:
@@ -145,11 +144,11 @@ class Shipper:
 
     def _ship_front(self, runs: _Runs, event: Event) -> None:
         front = members(self._state.trials.values(), self.job)
-        volume = sweep_hypervolume(front, self.job)
         runs.mark_pareto({trial.id for trial in front}, self._state.trials.values())
         counts = {f"trials/{status}": float(self._state.count(status)) for status in STATUSES}
         runs.sweep_metrics(counts, event, event.seq)
         if event.kind == "finished":
+            volume = sweep_hypervolume(front, self.job)
             runs.sweep_metrics({"hypervolume": volume}, event, self._state.count("finished"))
 
     def _send_front(self) -> None:

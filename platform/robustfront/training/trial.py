@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from robustfront.attacks import Attack
 from robustfront.config import TrialConfig, load_trial
-from robustfront.data import DataSet, RawData, split_data
+from robustfront.data import DataSet, RawData, Split, split_data
 from robustfront.errors import ConfigError, OutOfMemory
 from robustfront.evaluation.evaluate import measure
 from robustfront.evaluation.records import Records
@@ -101,20 +102,17 @@ def _finish(config: TrialConfig, folder: Path, data: DataSet, records: Records |
     write_config(checkpoint, config)
     write_reports(folder, meta["history"])
     if records is None or config.train.select == "best":
-        records = _measured_again(config, load_model(checkpoint), data)
+        records = _measured(config, checkpoint, data.val, config.evaluate.attack, "val")
     write_bytes(folder / "records.npz", records.to_bytes())
 
 
-def _measured_again(config: TrialConfig, model: nn.Module, data: DataSet) -> Records:
-    device = data.val.x.device
-    return measure(
-        model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        data.val,
-        config.threat,
-        config.evaluate.attack,
-        ("evaluate", "val"),
-        config.evaluate.batch_size,
-    )
+def _measured(
+    config: TrialConfig, folder: Path, split: Split, attack: Attack, purpose: str
+) -> Records:
+    """The selected model in a folder, on the split's device."""
+    model = load_model(folder).to(split.x.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    key, batch_size = ("evaluate", purpose), config.evaluate.batch_size
+    return measure(model, split, config.threat, attack, key, batch_size)
 
 
 def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None) -> Records:
@@ -128,11 +126,4 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
     test = split_data(config.data, raw or config.data.load(), device).test
     if final.examples is not None:
         test = test.first(final.examples)
-    return measure(
-        load_model(folder).to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        test,
-        config.threat,
-        final.attack,
-        ("evaluate", "test"),
-        config.evaluate.batch_size,
-    )
+    return _measured(config, folder, test, final.attack, "test")
