@@ -76,6 +76,34 @@ def resume(
 
 
 @app.command()
+def submit(
+    job: JobFile,
+    address: Annotated[
+        str, typer.Option(metavar="http://HEAD:8265", help="The cluster's dashboard.")
+    ],
+    settings: Settings = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show what it prints.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep of this job.")
+    ] = False,
+) -> None:
+    """Run a sweep as a job of a Ray cluster; print the job's id."""
+    from robustfront.executors import submit as jobs
+    from robustfront.problems import parse_overrides
+    from robustfront.search.plan import load_plan
+    from robustfront.sweep import folder_of
+
+    plan = load_plan(job, parse_overrides(settings or []))
+    submitted = jobs.submit(plan, folder_of(plan.job), address, resume)
+    print(submitted)
+    if follow:
+        for text in jobs.follow(address, submitted):
+            print(text, end="", flush=True)
+        if not jobs.succeeded(address, submitted):
+            raise typer.Exit(1)
+
+
+@app.command()
 def status(name: Annotated[str | None, typer.Argument(metavar="[SWEEP]")] = None) -> None:
     """Trials by state, progress and cost so far; all sweeps without a name."""
     from robustfront import report, sweep
@@ -111,8 +139,10 @@ def validate(job: JobFile, settings: Settings = None) -> None:
     from robustfront.estimate import estimate
     from robustfront.problems import parse_overrides
     from robustfront.search.plan import load_plan
+    from robustfront.sweep import warm_start
 
     plan = load_plan(job, parse_overrides(settings or []))
+    warm_start(plan)
     report.show_plan(plan, estimate(plan))
 
 

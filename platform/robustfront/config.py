@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from robustfront.attacks import PGD, AttackField
+from robustfront.cost import Cost
 from robustfront.data import DataField
 from robustfront.errors import ConfigError, nearest
 from robustfront.methods import MethodField, Standard
@@ -96,18 +97,31 @@ class Evaluate(Component):
 
 
 class Resources(Component):
-    """What one trial gets; a share of a GPU is bookkeeping only."""
+    """What each worker of a trial gets.
+
+    Args:
+        cpu: cores.
+        gpu: one, none, or a share of one, which is bookkeeping only.
+        workers: that train one model together, each on its share of every batch.
+    """
 
     cpu: PositiveInt = 1
     gpu: NonNegativeFloat = 0.0
-    workers: Literal[1] = 1
+    workers: PositiveInt = 1
 
     @field_validator("gpu")
     @classmethod
     def _whole_or_share(cls, gpu: float) -> float:
         if gpu > 1:
-            raise ValueError("a trial of one worker uses one GPU or a share of it")
+            raise ValueError("a worker uses one GPU or a share of it; `workers` takes more of them")
         return gpu
+
+    @field_validator("workers")
+    @classmethod
+    def _whole_gpus(cls, workers: int, info: ValidationInfo) -> int:
+        if workers > 1 and info.data.get("gpu", 0) not in (0, 1):
+            raise ValueError("workers that train together use whole GPUs: set gpu to 1 (or 0)")
+        return workers
 
     @property
     def device(self) -> str:
@@ -165,6 +179,17 @@ class TrialConfig(Component):
         if not eps and "eps" not in given and norm in get_args(Norm):
             raise ValueError(f"train_threat.eps: is missing; the job measures no {norm} threat")
         return {**raw, "train_threat": {"norm": norm, **eps, **given, "radii": radii}}
+
+    @field_validator("resources")
+    @classmethod
+    def _equal_shares(cls, resources: Resources, info: ValidationInfo) -> Resources:
+        train = info.data.get("train")
+        if train is not None and train.batch_size % resources.workers:
+            raise ValueError(
+                f"workers: got {resources.workers}, a batch of {train.batch_size} does not divide "
+                "into equal shares"
+            )
+        return resources
 
     @field_validator("threat")
     @classmethod
@@ -229,14 +254,57 @@ def _count_or_auto(value: Any) -> Any:
     return value
 
 
+class MoAsha(Component):
+    """Early stopping by multi-objective asynchronous successive halving (arXiv:2106.12639).
+
+    Args:
+        grace_epochs: epochs that every trial gets.
+        reduction_factor: of n trials that come to a rung, ceil(n / reduction_factor) go on.
+        mode: `stop` ends the others for good; `promote` lets them pause, and go on when they are
+            among the best after all.
+        in_ramp: whether trials are judged while their training radius still grows.
+    """
+
+    type: Literal["mo_asha"] = "mo_asha"
+    grace_epochs: PositiveInt = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    mode: Literal["stop", "promote"] = "stop"
+    in_ramp: bool = False
+
+
+class Budget(Component):
+    """When a sweep stops: nothing new begins, and what is running pauses after its epoch."""
+
+    epochs: PositiveInt | None = None
+    cpu_hours: PositiveFloat | None = None
+    gpu_hours: PositiveFloat | None = None
+
+    def spent(self, cost: Cost) -> bool:
+        """Whether a cost uses up the budget."""
+        limits = (
+            (self.epochs, cost.epochs),
+            (self.cpu_hours, cost.cpu_seconds / 3600),
+            (self.gpu_hours, cost.gpu_seconds / 3600),
+        )
+        return any(limit is not None and used >= limit for limit, used in limits)
+
+
 class Search(Component):
-    """How configurations are proposed; each is trained once for every seed."""
+    """How configurations are proposed and which of them are worth more epochs.
+
+    All are trained with the first seed; the other seeds are for those that can still be on the
+    front when the search has ended.
+    """
 
     sampler: Literal["random", "tpe", "nsga2", "gp", "grid"] = "tpe"
     trials: PositiveInt = 32
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     sampler_seed: NonNegativeInt = 0
-    scheduler: None = None
+    scheduler: MoAsha | None = None
+    budget: Budget = Budget()
+    warm_start: tuple[
+        str, ...
+    ] = ()  # earlier sweeps, by name or folder, that the sampler learns from
     max_concurrent: Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)] = "auto"
 
     @field_validator("seeds")
@@ -248,9 +316,16 @@ class Search(Component):
 
 
 class Tracking(Component):
-    """Where MLflow keeps the sweep; null: an SQLite store beside the sweeps."""
+    """Where MLflow keeps the sweep.
+
+    Args:
+        uri: of a tracking server or a database; null: an SQLite store beside the sweeps.
+        artifacts: where a new experiment in a database keeps its files, for instance
+            `s3://bucket/path`; null: beside the sweeps. A server decides itself.
+    """
 
     uri: str | None = None
+    artifacts: str | None = None
     experiment: Annotated[str, Field(min_length=1)] = "robustfront"
 
 
@@ -262,10 +337,35 @@ class Job(TrialConfig):
     search: Search = Search()
     tracking: Tracking = Tracking()
     on_divergence: Literal["worst", "fail"] = "worst"
-    retries: NonNegativeInt = 2
+    retries: NonNegativeInt = 2  # of a trial after errors of its own
+    infrastructure_retries: NonNegativeInt = 10  # after the loss of its worker or node
+    progress_timeout: PositiveFloat | None = 3600.0  # seconds until a silent worker is replaced
     storage: str | None = None
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @field_validator("search")
+    @classmethod
+    def _search_fits_a_trial(cls, search: Search, info: ValidationInfo) -> Search:
+        """A scheduler and a budget that a trial of these epochs and resources can meet."""
+        train, resources = info.data.get("train"), info.data.get("resources")
+        if train is None or resources is None:
+            return search
+        scheduler, budget = search.scheduler, search.budget
+        if search.warm_start and search.sampler not in ("tpe", "gp"):
+            raise ValueError(f"warm_start: {search.sampler} does not learn from earlier sweeps")
+        if scheduler is not None and scheduler.grace_epochs >= train.epochs:
+            raise ValueError(
+                f"scheduler.grace_epochs: got {scheduler.grace_epochs}, it would never stop "
+                f"a trial of {train.epochs} epochs"
+            )
+        if budget.epochs is not None and budget.epochs < train.epochs:
+            raise ValueError(
+                f"budget.epochs: got {budget.epochs}, one trial has {train.epochs} epochs"
+            )
+        if budget.gpu_hours is not None and not resources.gpu:
+            raise ValueError("budget.gpu_hours: would never be spent, resources.gpu is 0")
+        return search
 
     @model_validator(mode="wrap")
     @classmethod

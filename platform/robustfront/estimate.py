@@ -27,7 +27,7 @@ class Estimate:
     """The cost of a plan.
 
     Args:
-        trials: configurations times seeds.
+        trials: configurations.
         forward_equivalents: forward passes of one example, over all trials.
         seconds: of wall time on this machine; None where data or device are not here.
         reason: why there are no seconds.
@@ -41,10 +41,13 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """The cost of all trials; the final measurement of the front comes on top."""
+    """The cost of training every configuration to its end with the first seed.
+
+    Early stopping takes from it; further seeds and the final measurement of the front come on top.
+    """
     job = plan.job
     size = plan.space.size()
-    trials = min(job.search.trials, size or job.search.trials) * len(job.search.seeds)
+    trials = min(job.search.trials, size or job.search.trials)
     concurrency = local_concurrency(job)
     if not job.data.is_local:
         return Estimate(trials, None, None, concurrency, "its data are not on this machine yet")

@@ -16,22 +16,27 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from robustfront.cost import Cost
 from robustfront.errors import DataError
 
 Kind = Literal[
-    "created",  # the sweep; body: job, uid, version, executor
+    "created",  # the sweep; body: job, uid, version, executor, warm
     "extended",  # the sweep; step: how many times before; body: job
     "proposed",  # body: number, seed, values, latent, attrs, config
     "started",  # step: how many times before
     "reported",  # step: epochs done; body: metrics
+    "crashed",  # step: starts so far; body: reason; the trial is tried again
+    "paused",  # step: epochs done; waits for the search to want more of it
     "finished",
+    "pruned",  # body: reason; the search wants no more of it
     "diverged",  # body: reason
     "failed",  # step: starts so far; body: reason
     "restarted",  # a new attempt from scratch; reports of the old one no longer count
     "measured",  # body: metrics of the final suite on the test split
 ]
-Status = Literal["waiting", "running", "finished", "pruned", "failed", "diverged"]
+Status = Literal["waiting", "running", "paused", "finished", "pruned", "failed", "diverged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+ENDS = ("finished", "pruned", "diverged", "failed")
 
 _METADATA = sa.MetaData()
 _EVENTS = sa.Table(
@@ -95,6 +100,13 @@ class Ledger:
         return ledger
 
     @classmethod
+    def in_memory(cls) -> Ledger:
+        """A new ledger that ends with its process."""
+        ledger = cls("sqlite://")
+        _METADATA.create_all(ledger.engine)
+        return ledger
+
+    @classmethod
     def open(cls, folder: Path) -> Ledger:
         """The ledger of an existing sweep.
 
@@ -143,9 +155,10 @@ class Ledger:
                     committed.append(_event({**row, "seq": seq}))
         return committed
 
-    def read(self, after: int = 0) -> list[Event]:
-        """All events after a place, in order."""
+    def read(self, after: int = 0, at_most: int | None = None) -> list[Event]:
+        """Events after a place, in order: all, or the first of them."""
         query = sa.select(_EVENTS).where(_EVENTS.c.seq > after).order_by(_EVENTS.c.seq)
+        query = query.limit(at_most)
         with self.engine.connect() as connection:
             return [_event(dict(row)) for row in connection.execute(query).mappings()]
 
@@ -199,6 +212,7 @@ class Trial:
     reason: str = ""
     reports: dict[int, dict[str, float]] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
+    cost: Cost = Cost()  # of all attempts
 
     @property
     def epoch(self) -> int:
@@ -213,7 +227,7 @@ class Trial:
     @property
     def ended(self) -> bool:
         """Whether nothing more is to come unless somebody asks for it."""
-        return self.status in ("finished", "diverged", "failed", "pruned")
+        return self.status in ENDS
 
 
 @dataclass
@@ -224,7 +238,9 @@ class SweepState:
     uid: str = ""
     executor: Literal["ray", "inline"] = "ray"
     trials: dict[str, Trial] = field(default_factory=dict)
+    warm: list[dict[str, Any]] = field(default_factory=list)  # values and objectives from before
     extensions: int = 0
+    cost: Cost = Cost()
     seq: int = 0
 
     @classmethod
@@ -242,11 +258,15 @@ class SweepState:
             self.job = event.body["job"]
             self.uid = event.body.get("uid", self.uid)
             self.executor = event.body.get("executor", self.executor)
+            self.warm = event.body.get("warm", self.warm)
             self.extensions += event.kind == "extended"
         elif event.kind == "proposed":
             self.trials[event.trial] = Trial(id=event.trial, **event.body)
         else:
-            _apply_to_trial(self.trials[event.trial], event)
+            trial = self.trials[event.trial]
+            _apply_to_trial(trial, event)
+            if event.kind == "reported":
+                self.cost += Cost.of(event.body["metrics"], trial.config["resources"])
 
     def count(self, status: Status) -> int:
         """How many trials are in a state."""
@@ -258,10 +278,13 @@ def _apply_to_trial(trial: Trial, event: Event) -> None:
         trial.status, trial.starts, trial.reason = "running", event.step + 1, ""
     elif event.kind == "reported":
         trial.reports[event.step] = event.body["metrics"]
-    elif event.kind == "finished":
-        trial.status = "finished"
-    elif event.kind in ("diverged", "failed"):
-        trial.status = "diverged" if event.kind == "diverged" else "failed"
+        trial.cost += Cost.of(event.body["metrics"], trial.config["resources"])
+    elif event.kind in ("paused", "finished"):
+        trial.status = event.kind
+    elif event.kind == "crashed":
+        trial.status, trial.reason = "waiting", event.body["reason"]
+    elif event.kind in ("pruned", "diverged", "failed"):
+        trial.status = event.kind
         trial.reason = event.body["reason"]
     elif event.kind == "restarted":
         trial.status, trial.attempt, trial.starts = "waiting", event.attempt, 0

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robustfront.config import Job
 from robustfront.errors import ConfigError
 from robustfront.estimate import Estimate
 from robustfront.executors.live import summary
@@ -34,10 +35,11 @@ def show_front(front: Front) -> None:
     errors = Table("trial", title=title, box=None, title_justify="left")
     for column in columns:
         errors.add_column(column.replace("/", " ").replace("_", " "), justify="right", min_width=12)
-    settings = Table("trial", "configuration", box=None)
+    settings = Table("trial", "on the front", "configuration", box=None)
     for _, row in front.members.iterrows():
         errors.add_row(str(row["trial"]), *(_error(row, column) for column in columns))
-        settings.add_row(str(row["trial"]), Text(_parameters(row, front.parameters)))
+        chance = _chance(row.get("pareto_probability"))
+        settings.add_row(str(row["trial"]), chance, Text(_parameters(row, front.parameters)))
     console.print(errors, settings, sep="\n\n")
     console.print(
         f"\n{len(front.members)} of {front.count('finished')} finished trials are on the front, "
@@ -86,18 +88,19 @@ def show_status(sweeps: list[Sweep], detailed: bool) -> None:
     if not sweeps:
         console.print("no sweeps here; `robustfront run JOB.yaml` starts one")
         return
-    table = Table("sweep", "trials", "of them", "epochs", "training", box=None)
+    table = Table("sweep", "explored", "trials", "epochs", "CPU h", "GPU h", box=None)
     for sweep in sweeps:
         trials = list(sweep.state.trials.values())
-        planned = sweep.job.search.trials * len(sweep.job.search.seeds)
-        seconds = sum(r["train_seconds"] for t in trials for r in t.reports.values())
+        explored = {trial.number for trial in trials}
+        cost = sweep.state.cost
         counts = {state: sweep.state.count(state) for state in STATUSES}
         table.add_row(
             sweep.name,
-            f"{len(trials)}/{planned}",
+            f"{len(explored)}/{sweep.job.search.trials}",
             ", ".join(f"{count} {state}" for state, count in counts.items() if count),
-            str(sum(trial.epoch for trial in trials)),
-            f"{seconds:.0f} s",
+            str(cost.epochs),
+            f"{cost.cpu_seconds / 3600:.2f}",
+            f"{cost.gpu_seconds / 3600:.2f}",
         )
     console.print(table)
     if detailed:
@@ -135,10 +138,13 @@ def show_plan(plan: Plan, estimate: Estimate) -> None:
     )
     if estimate.seconds is not None:
         cost += f", about {estimate.seconds / 60:.1f} min here with {estimate.concurrency} at once"
+    budget = job.search.budget.model_dump()
+    limits = {name.replace("_", " "): limit for name, limit in budget.items() if limit is not None}
     rows = {
         "sweep": job.name,
-        "trials": f"{estimate.trials} ({job.search.sampler}, seeds {list(job.search.seeds)})",
-        "epochs": f"{job.train.epochs} each",
+        "trials": f"{estimate.trials} ({job.search.sampler}{_seeds(job)})",
+        "epochs": f"{job.train.epochs} each{_early(job)}",
+        "budget": ", ".join(f"{limit:g} {name}" for name, limit in limits.items()) or "none",
         "objectives": ", ".join(job.objectives),
         "threat": f"{threats}, measured by {job.evaluate.attack.name}",
         "final": f"{job.evaluate.final.attack.name} on the test split, for the front",
@@ -150,6 +156,20 @@ def show_plan(plan: Plan, estimate: Estimate) -> None:
     Console(highlight=False).print(table)
 
 
+def _seeds(job: Job) -> str:
+    first, *others = job.search.seeds
+    more = f"; {', '.join(map(str, others))} for what may be on the front" if others else ""
+    return f", seed {first}{more}"
+
+
+def _early(job: Job) -> str:
+    scheduler = job.search.scheduler
+    if scheduler is None:
+        return ""
+    share = f"the best 1/{scheduler.reduction_factor}"
+    return f" at most ({scheduler.type}: {share} go on after epoch {scheduler.grace_epochs}, ...)"
+
+
 def _error(row: pd.Series, column: str) -> str:
     value = row[column]
     if pd.isna(value):
@@ -159,6 +179,10 @@ def _error(row: pd.Series, column: str) -> str:
     low, high = row.get(f"{column}_low", np.nan), row.get(f"{column}_high", np.nan)
     interval = "" if pd.isna(low) else f" [{_percent(low)}, {_percent(high)}]"
     return f"{100 * value:.1f}{interval}"
+
+
+def _chance(share: float | None) -> str:
+    return "" if pd.isna(share) else f"{100 * share:.0f} %"
 
 
 def _percent(share: float) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,25 @@ from robustfront.executors.driver import Driver, Failed
 from robustfront.executors.live import Display
 from robustfront.ledger import Event, Ledger, SweepState
 from robustfront.problems import overlaid
+from robustfront.search.members import objectives_of
 from robustfront.search.plan import Plan, check, load_plan
 from robustfront.tracking.front import Front
 from robustfront.tracking.shipper import Shipper
 from robustfront.tracking.tables import front_of, records_table, trials_table
 
 # What may change when a sweep goes on; anything else would make its trials incomparable.
-_RESUMABLE = ("search.trials", "search.max_concurrent", "resources.cpu", "resources.gpu", "retries")
+_RESUMABLE = (
+    "search.trials",
+    "search.max_concurrent",
+    "search.budget.epochs",
+    "search.budget.cpu_hours",
+    "search.budget.gpu_hours",
+    "resources.cpu",
+    "resources.gpu",
+    "retries",
+    "infrastructure_retries",
+    "progress_timeout",
+)
 
 
 class Sweep:
@@ -94,7 +106,7 @@ class Sweep:
         wrong = [name for name in (x, y) if name is not None and name not in known]
         if wrong:
             raise ConfigError("metric", [f"got {name!r}{nearest(name, known)}" for name in wrong])
-        return front_of(self.name, self.job, self.state, split, (x, y))
+        return front_of(self.folder, self.job, self.state, split, (x, y))
 
 
 def run(
@@ -121,10 +133,11 @@ def run(
             f"`robustfront resume {_shown(folder)}` goes on with it, `--set name=...` starts anew"
         )
         raise ConfigError(str(job), [f"name: the sweep {folder} exists; {hint}"])
+    warm = warm_start(plan)
     Shipper.warm_up()
-    hands = make_executor(executor, plan.job, address)
+    hands = make_executor(executor, plan.job, folder, address)
     try:
-        _create(folder, plan, executor)
+        _create(folder, plan, executor, warm)
         with _only_driver(folder):
             return _drive(folder, plan, hands, "resume")
     finally:
@@ -153,7 +166,7 @@ def resume(
         state = SweepState.of(ledger.read())
         plan = _extended(state, set or {}, folder)
         Shipper.warm_up()
-        hands = make_executor(executor or state.executor, plan.job, address)
+        hands = make_executor(executor or state.executor, plan.job, folder, address)
         try:
             if plan.settings != state.job:
                 body = {"job": plan.settings}
@@ -161,6 +174,44 @@ def resume(
             return _drive(folder, plan, hands, failed)
         finally:
             hands.close()
+
+
+def warm_start(plan: Plan) -> list[dict[str, Any]]:
+    """Values and objectives that earlier sweeps found in a plan's search space.
+
+    Raises:
+        ConfigError: no such sweep, or it measured something else, or nothing in this space.
+    """
+    found, problems = [], []
+    for name in plan.job.search.warm_start:
+        try:
+            known, problem = _fitting(Sweep.open(name), plan), ""
+        except DataError as error:
+            known, problem = [], str(error)
+        except ConfigError as error:
+            known, problem = [], "; ".join(error.problems)
+        if not known:
+            problems.append(f"search.warm_start: {problem or f'{name}: no finished trial fits'}")
+        found += known
+    if problems:
+        raise ConfigError(plan.job.name, problems)
+    return found
+
+
+def _fitting(sweep: Sweep, plan: Plan) -> list[dict[str, Any]]:
+    """The finished trials of a sweep that the search space of another one could have proposed."""
+    for key in ("objectives", "threat"):
+        theirs, ours = getattr(sweep.job, key), getattr(plan.job, key)
+        if theirs != ours:
+            raise ConfigError(key, [f"{sweep.name}: has other {key}"])
+    found = []
+    for trial in sweep.state.trials.values():
+        if trial.status in ("finished", "diverged") and trial.seed == sweep.job.search.seeds[0]:
+            with suppress(ValueError):
+                plan.space.latent(trial.values)
+                objectives = objectives_of(trial, sweep.job)
+                found.append({"values": trial.values, "objectives": objectives})
+    return found
 
 
 def folder_of(job: Job) -> Path:
@@ -203,7 +254,7 @@ def _extended(state: SweepState, changes: Mapping[str, Any], folder: Path) -> Pl
     return plan
 
 
-def _create(folder: Path, plan: Plan, executor: Kind) -> None:
+def _create(folder: Path, plan: Plan, executor: Kind, warm: list[dict[str, Any]]) -> None:
     """The sweep's folder with its first event: all of it, or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -215,6 +266,7 @@ def _create(folder: Path, plan: Plan, executor: Kind) -> None:
             "uid": uuid.uuid4().hex,
             "version": _version(),
             "executor": executor,
+            "warm": warm,
         }
         ledger.append([Event("created", body=body)])
         ledger.close()

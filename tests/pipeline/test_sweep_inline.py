@@ -473,9 +473,19 @@ def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool], del
     return alive
 
 
-def test_a_sweep_killed_three_times_ends_like_one_left_alone(elsewhere: Path) -> None:
+PLAIN = {"sampler": "random", "trials": 4, "scheduler": None}
+HALVED = {"type": "mo_asha", "grace_epochs": 2, "reduction_factor": 2, "mode": "promote"}
+
+
+@pytest.mark.parametrize(
+    "search",
+    [PLAIN, {"sampler": "random", "trials": 6, "scheduler": HALVED, "seeds": [0, 1]}],
+    ids=["plain", "halved"],
+)
+def test_a_sweep_killed_three_times_ends_like_one_left_alone(
+    elsewhere: Path, search: dict[str, Any]
+) -> None:
     moments = random.Random(2026)
-    search = {"sampler": "random", "trials": 4}
     train = {"epochs": 5, "batch_size": 16, "optimizer": {"type": "sgd", "lr": 0.1}}
     data = {"type": "digits", "train_size": 600, "val_size": 100}
     job = write_job(elsewhere, name="killed", search=search, train=train, data=data)
@@ -507,19 +517,26 @@ def test_a_sweep_killed_three_times_ends_like_one_left_alone(elsewhere: Path) ->
     assert last.returncode == 0, last.stdout + last.stderr
     alone = rf.run(job, {"name": "alone"}, executor="inline")
     killed = state_of(folder)
-    assert sum(trial.starts for trial in killed.trials.values()) > 4, "no trial was interrupted"
+    starts = [sum(t.starts for t in state.trials.values()) for state in (killed, alone.state)]
+    assert starts[0] > starts[1], "no trial was interrupted"
     assert errors_of(killed) == errors_of(alone.state)
-    assert {t: set(trial.reports) for t, trial in killed.trials.items()} == dict.fromkeys(
-        alone.state.trials, {1, 2, 3, 4, 5}
-    )
-    for trial in killed.trials:
+    for trial in alone.state.trials.values():
+        again = killed.trials[trial.id]
+        assert (again.status, again.reason) == (trial.status, trial.reason)
+        assert set(again.reports) == set(trial.reports)
+    assert ("pruned" in set(alone.trials["state"])) == (search["scheduler"] is not None)
+    for trial in alone.trials["trial"][alone.trials["state"] == "finished"]:
         weights = [
             elsewhere / "sweeps" / name / "trials" / trial / "checkpoint" / "last.safetensors"
             for name in ("killed", "alone")
         ]
         assert weights[0].read_bytes() == weights[1].read_bytes()
     Store(elsewhere / "sweeps", "killed").check_complete(killed)
-    assert set(rf.Sweep.open("killed").front("test")["trial"]) == set(alone.front("test")["trial"])
+    opened = rf.Sweep.open("killed")
+    assert set(opened.front("test")["trial"]) == set(alone.front("test")["trial"])
+    assert set(opened.front()["trial"]) <= set(
+        opened.trials["trial"][opened.trials["state"] == "finished"]
+    )
 
 
 # -- a tracking server that is away

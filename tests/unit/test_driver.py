@@ -140,28 +140,6 @@ def test_a_whole_sweep_in_the_ledger(start: Callable[..., Driver], ledger: Ledge
     assert play(driver) == []
 
 
-def test_every_seed_is_trained_and_the_sampler_told_once_with_the_mean(
-    start: Callable[..., Driver], told: list[tuple[int, Any]]
-) -> None:
-    driver = start(search={"sampler": "random", "trials": 3, "seeds": [0, 7]})
-
-    def by_seed(config: dict[str, Any]) -> list[Message]:
-        standard, robust = errors(config)
-        report = {"epoch": 1, "metrics": metrics(standard + 0.01 * config["seed"], robust)}
-        return [report, {"end": "finished", "reason": ""}]
-
-    tasks = play(driver, by_seed)
-    assert len(trained(tasks)) == len(set(trained(tasks))) == 6
-    assert [(t.number, t.seed) for t in driver.state.trials.values()] == [
-        (number, seed) for number in range(3) for seed in (0, 7)
-    ]
-    assert [number for number, _ in told] == [0, 1, 2]
-    for number, objectives in told:
-        first = next(t for t in driver.state.trials.values() if t.number == number)
-        standard, robust = errors(first.config)
-        assert objectives == pytest.approx([standard + 0.035, robust])
-
-
 def test_the_trials_of_an_exhausted_space_are_all_there_is(start: Callable[..., Driver]) -> None:
     space = {"train.batch_size": {"choice": [16, 32, 64]}}
     driver = start(search_space=space)
@@ -254,7 +232,7 @@ def test_the_last_finite_report_of_a_diverged_trial_does_not_count(
     assert (1, [1.0, 1.0]) in told
 
 
-def test_a_trial_that_crashed_is_failed_with_its_reason(
+def test_a_trial_without_a_worker_is_failed_with_its_reason(
     start: Callable[..., Driver], told: list[tuple[int, Any]]
 ) -> None:
     driver = start()
@@ -262,12 +240,44 @@ def test_a_trial_that_crashed_is_failed_with_its_reason(
     assert isinstance(task, Task)
     driver.started(task)
     driver.heard(task, {"epoch": 1, "metrics": metrics(0.1, 0.2)})
-    driver.crashed(task, "its worker process died")
+    driver.lost(task, "its worker process died")
     trial = driver.state.trials[task.trial]
     assert (trial.status, trial.reason, trial.epoch) == ("failed", "its worker process died", 1)
     assert told == [(0, None)]
     play(driver)
     assert statuses(driver) == ["failed"] + ["finished"] * 4
+
+
+def test_a_crash_is_retried_so_often_and_then_a_failure(
+    start: Callable[..., Driver], ledger: Ledger, told: list[tuple[int, Any]]
+) -> None:
+    driver = start(search={"sampler": "random", "trials": 2}, retries=2)
+    crash: Message = {"end": "crashed", "reason": "RuntimeError: poison"}
+    poisoned = driver.next()
+    assert isinstance(poisoned, Task)
+
+    def outcome(config: dict[str, Any]) -> list[Message]:
+        return [crash] if config == poisoned.config else trains(config)
+
+    work(driver, poisoned, outcome)
+    tasks = play(driver, outcome)
+    assert trained(tasks).count(poisoned.trial) == 2
+    trial = driver.state.trials[poisoned.trial]
+    assert (trial.status, trial.reason, trial.starts) == ("failed", "RuntimeError: poison", 3)
+    kinds = [event.kind for event in ledger.read() if event.trial == poisoned.trial]
+    assert kinds == ["proposed", *["started", "crashed"] * 2, "started", "failed"]
+    assert (0, None) in told and len(told) == 2
+    assert statuses(driver) == ["failed", "finished"]
+
+
+def test_a_crash_that_a_retry_mends_leaves_no_trace_in_the_result(
+    start: Callable[..., Driver],
+) -> None:
+    driver = start(search={"sampler": "random", "trials": 1})
+    crashes = [{"end": "crashed", "reason": "RuntimeError: once"}]
+    play(driver, lambda config: [crashes.pop()] if crashes else trains(config))
+    (trial,) = driver.state.trials.values()
+    assert (trial.status, trial.reason, trial.starts) == ("finished", "", 2)
 
 
 def test_after_its_end_nothing_more_of_a_trial_counts(
@@ -278,38 +288,27 @@ def test_after_its_end_nothing_more_of_a_trial_counts(
     before = [event for event in ledger.read() if event.trial == task.trial]
     assert not driver.heard(task, {"epoch": EPOCHS, "metrics": metrics(0.9, 0.9)})
     assert not driver.heard(task, {"end": "failed", "reason": "late"})
-    driver.crashed(task, "later")
+    driver.lost(task, "later")
     assert [event for event in ledger.read() if event.trial == task.trial] == before
     assert len(told) == 1
 
 
-def test_one_failed_replicate_makes_its_proposal_failed(
-    start: Callable[..., Driver], told: list[tuple[int, Any]]
-) -> None:
-    driver = start(search={"sampler": "random", "trials": 2, "seeds": [0, 1]})
-
-    def outcome(config: dict[str, Any]) -> list[Message]:
-        return trains(config) if config["seed"] == 0 else [{"end": "failed", "reason": "memory"}]
-
-    play(driver, outcome)
-    assert told == [(0, None), (1, None)]
-    assert statuses(driver) == ["finished", "failed"] * 2
-
-
-def test_a_diverged_replicate_counts_as_the_worst_in_the_mean(
-    start: Callable[..., Driver], told: list[tuple[int, Any]]
-) -> None:
-    driver = start(search={"sampler": "random", "trials": 1, "seeds": [0, 1]})
-
-    def outcome(config: dict[str, Any]) -> list[Message]:
-        return trains(config) if config["seed"] == 0 else [{"end": "diverged", "reason": "loss"}]
-
-    play(driver, outcome)
-    standard, robust = errors(next(iter(driver.state.trials.values())).config)
-    assert told == [(0, pytest.approx([(standard + 1) / 2, (robust + 1) / 2]))]
-
-
 # -- the front and its final measurement
+
+
+def test_a_measurement_that_crashes_is_tried_again(start: Callable[..., Driver]) -> None:
+    driver = start(search={"sampler": "random", "trials": 1}, retries=1)
+    train = driver.next()
+    assert isinstance(train, Task)
+    work(driver, train)
+    for again in (True, False):
+        measure = driver.next()
+        assert isinstance(measure, Task)
+        driver.heard(measure, {"end": "crashed", "reason": "RuntimeError: memory"})
+        assert driver.problems == (
+            [] if again else [f"final measurement of {train.trial}: RuntimeError: memory"]
+        )
+    assert driver.next() == "done"
 
 
 def test_the_front_is_what_brute_force_finds(start: Callable[..., Driver]) -> None:
@@ -349,7 +348,7 @@ def test_a_measurement_that_fails_is_a_problem_of_the_sweep_not_of_its_trial(
     assert isinstance(measure, Task)
     assert measure.kind == "measure"
     driver.started(measure)
-    driver.crashed(measure, "its worker process died")
+    driver.lost(measure, "its worker process died")
     assert driver.next() == "done"
     (trial,) = driver.state.trials.values()
     assert (trial.status, trial.test, trial.starts) == ("finished", {}, 1)
@@ -526,10 +525,10 @@ def test_a_finished_sweep_is_extended_by_trials_that_were_not_there(
 
 def test_listeners_hear_of_what_is_committed(start: Callable[..., Driver], ledger: Ledger) -> None:
     driver = start(search={"sampler": "random", "trials": 1})
-    seen: list[int] = []
-    driver.listeners.append(lambda: seen.append(ledger.read()[-1].seq))
+    seen: list[tuple[int, int]] = []
+    driver.listeners.append(lambda event: seen.append((event.seq, ledger.read()[-1].seq)))
     play(driver)
-    assert seen == [event.seq for event in ledger.read()[1:]]
+    assert seen == [(event.seq, event.seq) for event in ledger.read()[1:]]
 
 
 def test_finished_trials_leave_no_training_state(start: Callable[..., Driver]) -> None:

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from robustfront.attacks import FGSM, PGD
+from robustfront.data import Split
 from robustfront.errors import ConfigError, DataError
-from robustfront.evaluation.evaluate import evaluate
-from robustfront.evaluation.metrics import robust_error, standard_error
+from robustfront.evaluation.evaluate import evaluate, measure
+from robustfront.evaluation.metrics import mistakes
 from robustfront.evaluation.records import Records
+from robustfront.threats import Threat
 
 LABEL = np.array([0, 1, 2, 3, 0])
 PLAIN = np.array([0, 1, 2, 0, 1])  # the last two are wrong
@@ -28,23 +30,50 @@ def model() -> nn.Module:
 
 
 def test_standard_error_is_the_share_of_wrong_plain_predictions():
-    assert standard_error(LABEL, PLAIN) == 2 / 5
-    assert standard_error(LABEL, LABEL) == 0
-    assert standard_error(LABEL, LABEL + 1) == 1
+    assert mistakes(LABEL, PLAIN).mean() == 2 / 5
+    assert mistakes(LABEL, LABEL).mean() == 0
+    assert mistakes(LABEL, LABEL + 1).mean() == 1
 
 
 def test_an_example_is_robust_only_if_right_plainly_and_under_every_attack():
-    assert robust_error(LABEL, PLAIN, []) == 2 / 5
-    assert robust_error(LABEL, PLAIN, [FIRST]) == 3 / 5
-    assert robust_error(LABEL, PLAIN, [SECOND]) == 4 / 5
-    assert robust_error(LABEL, PLAIN, [FIRST, SECOND]) == 4 / 5
-    assert robust_error(LABEL, PLAIN, [LABEL]) == 2 / 5
+    assert mistakes(LABEL, PLAIN, []).mean() == 2 / 5
+    assert mistakes(LABEL, PLAIN, [FIRST]).mean() == 3 / 5
+    assert mistakes(LABEL, PLAIN, [SECOND]).mean() == 4 / 5
+    assert mistakes(LABEL, PLAIN, [FIRST, SECOND]).mean() == 4 / 5
+    assert mistakes(LABEL, PLAIN, [LABEL]).mean() == 2 / 5
 
 
 def test_a_union_is_taken_for_each_example():
     first, second = LABEL.copy(), LABEL.copy()
     first[0], second[1] = 9, 9
-    assert robust_error(LABEL, LABEL, [first, second]) == 2 / 5
+    assert mistakes(LABEL, LABEL, [first, second]).mean() == 2 / 5
+
+
+class NeedsMemory(nn.Module):
+    """Runs out of memory on more than so many examples at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.model, self.most, self.seen = model(), most, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("no room")
+        return self.model(x)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_prediction():
+    x, y = torch.rand(50, 1, 2, 2), torch.randint(3, (50,))
+    split, threats, attack = Split(x, y, 1.0), [Threat.parse("linf:0.2")], PGD(steps=3)
+    whole = measure(model(), split, threats, attack, (0,), batch_size=40)
+    needy = NeedsMemory(most=12)
+    halved = measure(needy, split, threats, attack, (0,), batch_size=40)
+    assert max(needy.seen) == 40 and needy.seen[:3] == [40, 20, 10]
+    assert (halved.plain == whole.plain).all()
+    assert (halved.attacked["linf_0.2/pgd3"] == whole.attacked["linf_0.2/pgd3"]).all()
+    with pytest.raises(torch.OutOfMemoryError):
+        measure(NeedsMemory(most=0), split, threats, attack, (0,), batch_size=4)
 
 
 def test_errors_under_one_threat():

@@ -31,7 +31,11 @@ def ledger(tmp_path: Path):
 
 def proposed(trial: str, number: int = 0, seed: int = 0) -> Event:
     body: dict[str, Any] = {"number": number, "seed": seed, "values": {"method.beta": 2.0}}
-    return Event("proposed", trial, body={**body, "latent": {}, "attrs": {}, "config": {}})
+    return Event(
+        "proposed",
+        trial,
+        body={**body, "latent": {}, "attrs": {}, "config": {"resources": {"cpu": 1}}},
+    )
 
 
 def reported(trial: str, epoch: int, error: float = 0.5, attempt: int = 0) -> Event:

@@ -130,12 +130,14 @@ class Split:
         y: classes (N,).
         scale: what divides images to bring them to [0, 1].
         rows: which images are those of the split, (N,); None: all, in order.
+        start: position of its first example in the split it is a part of.
     """
 
     x: Tensor
     y: Tensor
     scale: float
     rows: Tensor | None = None
+    start: int = 0
 
     def __len__(self) -> int:
         return len(self.y)
@@ -147,9 +149,14 @@ class Split:
 
     def first(self, n: int) -> Split:
         """The first n examples."""
+        return self.part(slice(0, n))
+
+    def part(self, rows: slice) -> Split:
+        """Some consecutive examples."""
+        start = self.start + (rows.start or 0)
         if self.rows is None:
-            return Split(self.x[:n], self.y[:n], self.scale)
-        return Split(self.x, self.y[:n], self.scale, self.rows[:n])
+            return Split(self.x[rows], self.y[rows], self.scale, start=start)
+        return Split(self.x, self.y[rows], self.scale, self.rows[rows], start)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,23 +25,27 @@ def measure(
 ) -> Records:
     """Predictions of the model, plain and under the attack within each threat, in full precision.
 
-    The random starts depend on `key` and on each example's position, not on `batch_size`.
+    The random starts depend on `key` and on each example's position, not on `batch_size`, which is
+    halved where the device has too little memory for it.
     """
-    plain: list[Tensor] = []
-    attacked: dict[str, list[Tensor]] = {f"{threat.name}/{attack.name}": [] for threat in threats}
+    names = ["plain", *(f"{threat.name}/{attack.name}" for threat in threats)]
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    first = 0
     with eval_mode(model):
-        for first in range(0, len(split), batch_size):
+        while first < len(split):
             x, y = split.batch(slice(first, first + batch_size))
-            plain.append(_predict(model, x))
-            for threat, rows in zip(threats, attacked.values(), strict=True):
-                rng = Rng((*key, threat.name, attack.name), first)
-                x_adv = attack(model, x, misclassification(y), threat, rng)
-                rows.append(_predict(model, x_adv))
-    return Records(
-        split.y.cpu().numpy(),
-        _joined(plain),
-        {name: _joined(rows) for name, rows in attacked.items()},
-    )
+            try:
+                found = _predictions(model, x, y, threats, attack, key, split.start + first)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                continue
+            for name, predictions in zip(names, found, strict=True):
+                rows[name].append(predictions)
+            first += batch_size
+    joined = {name: torch.cat(parts).cpu().numpy() for name, parts in rows.items()}
+    return Records(split.y.cpu().numpy(), joined.pop("plain"), joined)
 
 
 def evaluate(
@@ -84,10 +87,23 @@ def evaluate(
     return measure(model, Split(x, y, 1.0), parsed, suite, (seed, "evaluate"))
 
 
+def _predictions(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threats: Sequence[Threat],
+    attack: Attack,
+    key: Key,
+    first: int,
+) -> list[Tensor]:
+    """Predicted classes of a batch, plain and under the attack within each threat."""
+    found = [_predict(model, x)]
+    for threat in threats:
+        rng = Rng((*key, threat.name, attack.name), first)
+        found.append(_predict(model, attack(model, x, misclassification(y), threat, rng)))
+    return found
+
+
 @torch.no_grad()
 def _predict(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).argmax(1)  # type: ignore[no-any-return]
-
-
-def _joined(rows: list[Tensor]) -> np.ndarray:
-    return torch.cat(rows).cpu().numpy()

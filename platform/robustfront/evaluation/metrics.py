@@ -1,4 +1,4 @@
-"""Metrics as pure functions of predictions; errors are fractions in [0, 1]."""
+"""Metrics as pure functions of predictions; an error is the share of examples that are mistakes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def standard_error(label: np.ndarray, plain: np.ndarray) -> float:
-    """Share of examples (N,) that the plain prediction gets wrong."""
-    return float(np.mean(plain != label))
+def mistakes(
+    label: np.ndarray, plain: np.ndarray, attacked: Sequence[np.ndarray] = ()
+) -> np.ndarray:
+    """Which examples are wrong plainly or under any of the attacks, (N,) bool.
 
-
-def robust_error(label: np.ndarray, plain: np.ndarray, attacked: Sequence[np.ndarray]) -> float:
-    """Share of examples wrong plainly or under any of the attacks: a lower bound.
-
-    With the predictions of several threats this is the error on their union, for each example.
+    Without attacks their share is the standard error, with them a lower bound of the robust error;
+    with the predictions under several threats, of the error on their union.
     """
-    wrong = plain != label
+    wrong = np.asarray(plain != label)
     for prediction in attacked:
         wrong = wrong | (prediction != label)
-    return float(np.mean(wrong))
+    return wrong

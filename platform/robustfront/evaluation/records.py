@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
@@ -35,27 +35,45 @@ class Records:
     def __len__(self) -> int:
         return len(self.label)
 
-    def errors(self, split: str) -> dict[str, float]:
-        """Every error by its long metric name, `standard_error`, `robust_error`, and their number.
+    @classmethod
+    def joined(cls, parts: Sequence[Records]) -> Records:
+        """The records of consecutive parts of a split, measured alike."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.label for part in parts]),
+            np.concatenate([part.plain for part in parts]),
+            {
+                name: np.concatenate([part.attacked[name] for part in parts])
+                for name in parts[0].attacked
+            },
+        )
 
-        `robust_error` is that of the union where there are several threats.
+    def mistakes(self, split: str) -> dict[str, np.ndarray]:
+        """Which examples each error counts, (N,) bool, by the error's name.
+
+        `robust_error` is that on the union where there are several threats.
         """
-        robust = {
-            f"{split}/robust_error/{name}": metrics.robust_error(self.label, self.plain, [attacked])
+        standard = metrics.mistakes(self.label, self.plain)
+        union = metrics.mistakes(self.label, self.plain, list(self.attacked.values()))
+        long = {
+            f"{split}/robust_error/{name}": metrics.mistakes(self.label, self.plain, [attacked])
             for name, attacked in self.attacked.items()
         }
-        union = metrics.robust_error(self.label, self.plain, list(self.attacked.values()))
         if len(self.attacked) > 1:
             attacks = {name.partition("/")[2] for name in self.attacked}
-            robust[f"{split}/robust_error/union/{'-'.join(sorted(attacks))}"] = union
-        standard = metrics.standard_error(self.label, self.plain)
+            long[f"{split}/robust_error/union/{'-'.join(sorted(attacks))}"] = union
         return {
             "standard_error": standard,
             "robust_error": union,
             f"{split}/standard_error": standard,
-            f"{split}/examples": float(len(self)),
-            **robust,
+            **long,
         }
+
+    def errors(self, split: str) -> dict[str, float]:
+        """Every error by its name, and the number of examples."""
+        means = {name: float(np.mean(wrong)) for name, wrong in self.mistakes(split).items()}
+        return {**means, f"{split}/examples": float(len(self))}
 
     def to_bytes(self) -> bytes:
         """As an .npz archive."""

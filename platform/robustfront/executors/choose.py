@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from robustfront.config import Job
 from robustfront.data import RawData, split_data
 from robustfront.executors.driver import Driver
+from robustfront.executors.submit import check_submitter
 from robustfront.models import build_model
 
 Kind = Literal["ray", "inline"]
@@ -29,8 +31,11 @@ class Executor(Protocol):
         """Give back what was taken."""
 
 
-def make_executor(kind: Kind, job: Job, address: str | None) -> Executor:
+def make_executor(kind: Kind, job: Job, folder: Path, address: str | None) -> Executor:
     """An executor that can run the job; nothing of the sweep is written yet.
+
+    Args:
+        folder: where the sweep's folder is, or is to be.
 
     Raises:
         ConfigError: it cannot: too few resources or examples, images too small for the model, or
@@ -41,10 +46,11 @@ def make_executor(kind: Kind, job: Job, address: str | None) -> Executor:
         from robustfront.executors.inline import InlineExecutor
 
         return InlineExecutor(job, _checked_data(job))
+    check_submitter()
     _prepare_ray(private=address is None)
     from robustfront.executors.ray import RayExecutor
 
-    return RayExecutor(job, _checked_data(job), address)
+    return RayExecutor(job, _checked_data(job), folder, address)
 
 
 def _checked_data(job: Job) -> RawData:
@@ -86,8 +92,9 @@ def concurrency(job: Job, totals: Mapping[str, float]) -> int:
     """How many trials run at once where there is so much of each resource."""
     fitting = int(totals.get("CPU", 0) // job.resources.cpu)
     if job.resources.gpu:
-        # A trial never spans two GPUs. In binary fractions 1 / 0.1 may fall just short of 10.
+        # A worker never spans two GPUs. In binary fractions 1 / 0.1 may fall just short of 10.
         per_gpu = int(1 / job.resources.gpu + 1e-9)
         fitting = min(fitting, int(totals.get("GPU", 0)) * per_gpu)
+    fitting //= job.resources.workers
     asked = job.search.max_concurrent
     return fitting if asked == "auto" else min(asked, fitting)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from robustfront.config import Job, MoAsha
+from robustfront.cost import Cost
 from robustfront.executors.task import Message, Task
 from robustfront.ledger import Event, Ledger, SweepState, Trial
-from robustfront.search.members import members, objectives_of
+from robustfront.search.members import members, mistakes_by_number, objectives_of
+from robustfront.search.mo_asha import Halving
 from robustfront.search.plan import Plan
+from robustfront.search.replicates import can_matter
 from robustfront.search.samplers import PastProposal, Proposal, Proposer
 
 Failed = Literal["resume", "restart", "skip"]
@@ -21,6 +25,9 @@ Failed = Literal["resume", "restart", "skip"]
 
 class Driver:
     """The only writer of a sweep's ledger.
+
+    Configurations are explored with the first seed; the others are for those that can still be on
+    the front once the search has ended.
 
     Args:
         folder: the sweep's folder.
@@ -30,36 +37,51 @@ class Driver:
 
     def __init__(self, folder: Path, ledger: Ledger, plan: Plan, failed: Failed = "resume") -> None:
         self.folder, self.ledger, self.job = folder, ledger, plan.job
-        self.state = SweepState.of(ledger.read())
+        self.state = SweepState()
         self.problems: list[str] = []
-        self.listeners: list[Callable[[], None]] = []
+        self.listeners: list[Callable[[Event], None]] = []
         self.exhausted = False
+        self.complete = False  # nothing was left to do when somebody last asked
         self._training: set[str] = set()  # handed out and not ended
         self._asked: set[str] = set()  # members of the front handed out to be measured
         self._queue: deque[str] = deque()
+        self._crashes: Counter[tuple[str, str]] = Counter()  # by kind of task and trial
+        self._paused: dict[str, None] = {}  # in the order in which they paused
+        self._by_number: dict[int, dict[int, Trial]] = {}  # of a proposal -> seed -> trial
+        self._halving = _halving(plan.job)
+        for event in ledger.read():
+            self._observe(event)
         self._resume(failed)
         search = self.job.search
         objectives = len(self.job.objectives)
         self._proposer = Proposer(plan.space, search.sampler, search.sampler_seed, objectives)
-        self._proposer.restore(self._past())
-        self._next_number = 1 + max((t.number for t in self.state.trials.values()), default=-1)
+        warm = [
+            PastProposal(
+                Proposal(-1 - at, past["values"], plan.space.latent(past["values"])),
+                "complete",
+                tuple(past["objectives"]),
+            )
+            for at, past in enumerate(self.state.warm)
+        ]
+        self._proposer.restore(warm + [self._past(number) for number in self._by_number])
+        self._next_number = 1 + max(self._by_number, default=-1)
 
     # -- what the executor asks
 
     def next(self) -> Task | Literal["wait", "done"]:
-        """The next task: interrupted trials first, then new ones, then measuring the front."""
-        while not self._queue and self._next_number < self.job.search.trials and not self.exhausted:
-            self._propose()
-        if self._queue:
-            trial_id = self._queue.popleft()
-            self._training.add(trial_id)
-            return self._task("train", trial_id)
+        """The next task: interrupted trials, those worth more epochs, new ones, replicates; at the
+        end the members of the front are measured."""
+        trial = self._next_trial()
+        if trial is not None:
+            self._training.add(trial)
+            return self._task("train", trial)
         if self._training:
             return "wait"
-        for trial in self.front():
-            if not trial.test and trial.id not in self._asked:
-                self._asked.add(trial.id)
-                return self._task("measure", trial.id)
+        for member in self.front():
+            if not member.test and member.id not in self._asked:
+                self._asked.add(member.id)
+                return self._task("measure", member.id)
+        self.complete = True
         return "done"
 
     # -- what the executor tells
@@ -76,17 +98,19 @@ class Driver:
         if "measured" in message:
             self._commit(task.trial, "measured", 0, {"metrics": message["measured"]})
             return True
+        if message["end"] == "crashed" and self._tries_again(task, message["reason"]):
+            return False
         if task.kind == "measure":
             if message["end"] != "finished":
                 self.problems.append(f"final measurement of {task.trial}: {message['reason']}")
         elif message["end"] == "finished":
             self._finished(task.trial)
         else:
-            self._end(task.trial, message["end"], message["reason"])
+            self._end(task.trial, message["end"] == "diverged", message["reason"])
         return False
 
-    def crashed(self, task: Task, reason: str) -> None:
-        """A task cannot go on, after all retries."""
+    def lost(self, task: Task, reason: str) -> None:
+        """No worker survives a task, after all retries."""
         self.heard(task, {"end": "failed", "reason": reason})
 
     # -- what others look at
@@ -96,63 +120,50 @@ class Driver:
         return members(self.state.trials.values(), self.job)
 
     @property
-    def complete(self) -> bool:
-        """Whether every trial of the sweep has ended."""
-        ended = all(trial.ended for trial in self.state.trials.values())
-        return ended and (self.exhausted or self._next_number >= self.job.search.trials)
+    def total(self) -> int:
+        """Trials of the whole sweep, as far as they are known."""
+        missing = 0 if self.exhausted else max(0, self.job.search.trials - self._next_number)
+        return len(self.state.trials) + missing
 
     @property
-    def total(self) -> int:
-        """Trials of the whole sweep."""
-        known = len(self.state.trials)
-        if self.exhausted:
-            return known
-        missing = max(0, self.job.search.trials - self._next_number)
-        return known + missing * len(self.job.search.seeds)
+    def spent(self) -> bool:
+        """Whether the budget is used up."""
+        return self.job.search.budget.spent(self.state.cost)
 
-    # -- inside
+    # -- which trial is next
 
-    def _task(self, kind: Literal["train", "measure"], trial: str) -> Task:
-        """A task with the resources the job asks for now."""
-        resources = self.job.resources.model_dump(mode="json")
-        config = {**self.state.trials[trial].config, "resources": resources}
-        return Task(kind, trial, config, str(self.folder / "trials" / trial))
+    def _next_trial(self) -> str | None:
+        if self.spent:
+            return None
+        if self._queue:
+            return self._queue.popleft()
+        if (promoted := self._promoted()) is not None:
+            return promoted
+        while not self.exhausted and self._next_number < self.job.search.trials:
+            self._propose()
+            if self._queue:
+                return self._queue.popleft()
+        if self._training:
+            return None
+        self._prune_paused()
+        self._replicate()
+        return self._queue.popleft() if self._queue else None
 
-    def _reported(self, trial: str, epoch: int, metrics: dict[str, float]) -> bool:
-        """A missing or non-finite objective ends this trial as diverged, and no other."""
-        if self.state.trials[trial].ended:
-            return False
-        bad = [name for name in self.job.objectives if not math.isfinite(metrics.get(name, np.nan))]
-        if bad:
-            shown = metrics.get(bad[0], "missing")
-            self._end(trial, "diverged", f"epoch {epoch}: {bad[0]} is {shown}")
-            return False
-        self._commit(trial, "reported", epoch, {"metrics": metrics})
-        return True
+    def _promoted(self) -> str | None:
+        """A paused trial that is worth more epochs; those that got farthest first."""
+        for trial in sorted(self._paused, key=lambda name: -self.state.trials[name].epoch):
+            if self._wanted(self.state.trials[trial], self.state.trials[trial].epoch):
+                del self._paused[trial]
+                return trial
+        return None
 
-    def _finished(self, trial: str) -> None:
-        if self.state.trials[trial].ended:
-            return
-        self._commit(trial, "finished")
-        self._forget_state(trial)
-        self._conclude(trial)
-
-    def _forget_state(self, trial: str) -> None:
-        """Remove what training would go on from."""
-        state = self.folder / "trials" / trial / "checkpoint" / "state.safetensors"
-        state.unlink(missing_ok=True)
-
-    def _resume(self, failed: Failed) -> None:
-        for trial in list(self.state.trials.values()):
-            if trial.status == "failed" and failed == "restart":
-                self._restart(trial)
-            if not trial.ended or (trial.status == "failed" and failed == "resume"):
-                self._queue.append(trial.id)
-
-    def _restart(self, trial: Trial) -> None:
-        self._forget_state(trial.id)
-        event = Event("restarted", trial.id, trial.attempt + 1)
-        self._apply(self.ledger.append([event]))
+    def _prune_paused(self) -> None:
+        """The search has ended, and nobody wants more of the trials that paused."""
+        paused = [self.state.trials[name] for name in self._paused]
+        reason = "not among the best of its rung when the search ended"
+        self._apply(self.ledger.append([_pruned(trial, reason) for trial in paused]))
+        for trial in paused:
+            self._conclude(trial)
 
     def _propose(self) -> None:
         proposal = self._proposer.propose(self._next_number)
@@ -160,8 +171,34 @@ class Driver:
             self.exhausted = True
             return
         self._next_number += 1
+        if not self._add([proposal], self.job.search.seeds[0]):
+            # Other words for a configuration that is there already.
+            self._proposer.tell(proposal.number, None)
+
+    def _replicate(self) -> None:
+        """Queue the next seed of the configurations that can still be on the front."""
+        if len(self.job.search.seeds) == 1:
+            return
+        contenders = sorted(self._contenders())
+        for seed in self.job.search.seeds[1:]:
+            missing = [n for n in contenders if seed not in self._by_number[n]]
+            if self._add([_proposal(self._first(number)) for number in missing], seed):
+                return
+
+    def _first(self, number: int) -> Trial:
+        """The trial of a proposal with the first seed."""
+        return self._by_number[number][self.job.search.seeds[0]]
+
+    def _contenders(self) -> set[int]:
+        """Numbers of the proposals that may be on the front, for all one knows."""
+        mistakes, problems = mistakes_by_number(self.state, self.job, self.folder)
+        self.problems += [f"{problem}; the trial gets no replicates" for problem in problems]
+        return can_matter(mistakes)
+
+    def _add(self, proposals: Iterable[Proposal], seed: int) -> list[str]:
+        """Commit and queue new trials; those that are there already are left out."""
         events = []
-        for seed in self.job.search.seeds:
+        for proposal in proposals:
             config = self.job.trial(proposal.values, seed)
             body = {
                 "number": proposal.number,
@@ -174,10 +211,144 @@ class Driver:
             events.append(Event("proposed", config.id, body=body))
         committed = self.ledger.append(events)
         self._apply(committed)
-        self._queue.extend(event.trial for event in committed)
-        if not committed:
-            # Other words for a configuration that is there already.
-            self._proposer.tell(proposal.number, None)
+        added = [event.trial for event in committed]
+        self._queue.extend(added)
+        return added
+
+    # -- what becomes of a trial
+
+    def _reported(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> bool:
+        """A missing or non-finite objective ends this trial as diverged, and no other."""
+        trial = self.state.trials[trial_id]
+        if trial.ended or trial.status == "paused":
+            return False
+        bad = [name for name in self.job.objectives if not math.isfinite(metrics.get(name, np.nan))]
+        if bad:
+            shown = metrics.get(bad[0], "missing")
+            self._end(trial_id, True, f"epoch {epoch}: {bad[0]} is {shown}")
+            return False
+        if epoch not in trial.reports:  # a retry tells again what was judged before
+            report = Event("reported", trial.id, trial.attempt, epoch, {"metrics": metrics})
+            # In one transaction, or a crash in between would lose the verdict.
+            self._apply(self.ledger.append([report, *self._verdict(trial, epoch, metrics)]))
+        if trial.status == "pruned":
+            self._conclude(trial)
+        return trial.status == "running"
+
+    def _verdict(self, trial: Trial, epoch: int, metrics: dict[str, float]) -> list[Event]:
+        """What ends or interrupts a trial after a report, if anything does."""
+        if epoch >= trial.config["train"]["epochs"]:
+            return []
+        pause = Event("paused", trial.id, trial.attempt, epoch)
+        scheduler = self.job.search.scheduler
+        if scheduler is not None and self._is_judged(trial, epoch):
+            self._record(trial, epoch, metrics)
+            if not self._wanted(trial, epoch):
+                late = _pruned(trial, f"not among the best after {epoch} epochs")
+                return [late if scheduler.mode == "stop" else pause]
+        cost = self.state.cost + Cost.of(metrics, trial.config["resources"])
+        return [pause] if self.job.search.budget.spent(cost) else []
+
+    def _wanted(self, trial: Trial, epoch: int) -> bool:
+        """Whether a trial that has trained for so many epochs is worth more."""
+        return not self._is_judged(trial, epoch) or self._halving.wants(trial.id, epoch)
+
+    def _is_judged(self, trial: Trial, epoch: int) -> bool:
+        """Whether the halving looks at a trial after an epoch."""
+        scheduler, train = self.job.search.scheduler, trial.config["train"]
+        return (
+            scheduler is not None
+            and self._halving.is_rung(epoch)
+            and epoch < train["epochs"]
+            and trial.seed == self.job.search.seeds[0]
+            and (scheduler.in_ramp or epoch >= train["eps_ramp"]["end"])
+        )
+
+    def _record(self, trial: Trial, epoch: int, metrics: dict[str, float]) -> None:
+        objectives = [metrics[name] for name in self.job.objectives]
+        self._halving.record(trial.id, epoch, objectives)
+
+    def _tries_again(self, task: Task, reason: str) -> bool:
+        """Queue a task that crashed once more, unless it has crashed too often."""
+        self._crashes[task.kind, task.trial] += 1
+        if self._crashes[task.kind, task.trial] > self.job.retries:
+            return False
+        if task.kind == "measure":
+            self._asked.discard(task.trial)
+        elif not self.state.trials[task.trial].ended:
+            starts = self.state.trials[task.trial].starts
+            self._commit(task.trial, "crashed", starts, {"reason": reason})
+            self._training.discard(task.trial)
+            self._queue.append(task.trial)
+        return True
+
+    def _finished(self, trial_id: str) -> None:
+        trial = self.state.trials[trial_id]
+        if not trial.ended:
+            self._commit(trial_id, "finished")
+            self._conclude(trial)
+
+    def _end(self, trial_id: str, diverged: bool, reason: str) -> None:
+        """Failed, or diverged: then the job says whether that counts as the worst or as failed."""
+        trial = self.state.trials[trial_id]
+        if trial.ended:
+            return
+        kind = "diverged" if diverged and self.job.on_divergence == "worst" else "failed"
+        self._commit(trial_id, kind, trial.starts, {"reason": reason})
+        self._conclude(trial)
+
+    def _conclude(self, trial: Trial) -> None:
+        """A trial has ended: the search learns from it."""
+        self._training.discard(trial.id)
+        if trial.status in ("finished", "pruned"):
+            self._forget_state(trial.id)
+        if trial.seed != self.job.search.seeds[0]:
+            return
+        if trial.status == "pruned":
+            self._proposer.prune(trial.number)
+        else:
+            self._proposer.tell(trial.number, self._objectives(trial))
+
+    def _objectives(self, trial: Trial) -> list[float] | None:
+        """What the search is told of an ended trial; None where it failed."""
+        return None if trial.status == "failed" else objectives_of(trial, self.job)
+
+    def _forget_state(self, trial: str) -> None:
+        """Remove what training would go on from."""
+        state = self.folder / "trials" / trial / "checkpoint" / "state.safetensors"
+        state.unlink(missing_ok=True)
+
+    # -- after an interruption
+
+    def _resume(self, failed: Failed) -> None:
+        for trial in list(self.state.trials.values()):
+            if trial.status == "failed" and failed == "restart":
+                self._restart(trial)
+            again = trial.status == "failed" and failed == "resume"
+            if again or not (trial.ended or trial.status == "paused"):
+                self._queue.append(trial.id)
+
+    def _restart(self, trial: Trial) -> None:
+        self._forget_state(trial.id)
+        event = Event("restarted", trial.id, trial.attempt + 1)
+        self._apply(self.ledger.append([event]))
+
+    def _past(self, number: int) -> PastProposal:
+        trial = self._first(number)
+        proposal = _proposal(trial)
+        if trial.id in self._queue or trial.status == "paused":
+            return PastProposal(proposal, "running", None)
+        if trial.status in ("failed", "pruned"):
+            return PastProposal(proposal, trial.status, None)
+        return PastProposal(proposal, "complete", tuple(objectives_of(trial, self.job)))
+
+    # -- inside
+
+    def _task(self, kind: Literal["train", "measure"], trial: str) -> Task:
+        """A task with the resources the job asks for now."""
+        resources = self.job.resources.model_dump(mode="json")
+        config = {**self.state.trials[trial].config, "resources": resources}
+        return Task(kind, trial, config, str(self.folder / "trials" / trial))
 
     def _commit(
         self, trial: str, kind: Any, step: int = 0, body: dict[str, Any] | None = None
@@ -187,47 +358,38 @@ class Driver:
 
     def _apply(self, events: Iterable[Event]) -> None:
         for event in events:
-            self.state.apply(event)
-        for listener in self.listeners:
-            listener()
+            self._observe(event)
+            for listener in self.listeners:
+                listener(event)
 
-    def _end(self, trial: str, kind: Literal["failed", "diverged"], reason: str) -> None:
-        """Failed, or diverged: then the job says whether that counts as the worst or as failed."""
-        if self.state.trials[trial].ended:
+    def _observe(self, event: Event) -> None:
+        """Keep up with a committed event, a new one or one of an earlier run."""
+        self.state.apply(event)
+        if not event.trial:
             return
-        if self.job.on_divergence == "fail":
-            kind = "failed"
-        self._commit(trial, kind, self.state.trials[trial].starts, {"reason": reason})
-        self._conclude(trial)
+        trial = self.state.trials[event.trial]
+        if event.kind == "proposed":
+            self._by_number.setdefault(trial.number, {})[trial.seed] = trial
+        elif event.kind == "reported":
+            if self._is_judged(trial, event.step):
+                self._record(trial, event.step, event.body["metrics"])
+        elif event.kind == "paused":
+            self._paused[trial.id] = None
+            self._training.discard(trial.id)
+        elif event.kind in ("started", "pruned", "restarted"):
+            self._paused.pop(trial.id, None)
+            if event.kind == "restarted":
+                self._halving.forget(trial.id)
 
-    def _conclude(self, trial: str) -> None:
-        self._training.discard(trial)
-        number = self.state.trials[trial].number
-        replicates = self._replicates(number)
-        if all(replicate.ended for replicate in replicates):
-            self._proposer.tell(number, self._objectives(replicates))
 
-    def _replicates(self, number: int) -> list[Trial]:
-        return [trial for trial in self.state.trials.values() if trial.number == number]
+def _halving(job: Job) -> Halving:
+    scheduler = job.search.scheduler or MoAsha()
+    return Halving(scheduler.grace_epochs, scheduler.reduction_factor)
 
-    def _objectives(self, replicates: list[Trial]) -> list[float] | None:
-        """Means over the seeds; 1, the worst error, for a diverged one; None if one failed."""
-        if any(trial.status == "failed" for trial in replicates):
-            return None
-        rows = [objectives_of(trial, self.job) for trial in replicates]
-        return [float(mean) for mean in np.mean(rows, axis=0)]
 
-    def _past(self) -> list[PastProposal]:
-        queued = set(self._queue)
-        numbers = sorted({trial.number for trial in self.state.trials.values()})
-        return [self._past_proposal(self._replicates(number), queued) for number in numbers]
+def _pruned(trial: Trial, reason: str) -> Event:
+    return Event("pruned", trial.id, trial.attempt, trial.starts, {"reason": reason})
 
-    def _past_proposal(self, replicates: list[Trial], queued: set[str]) -> PastProposal:
-        first = replicates[0]
-        proposal = Proposal(first.number, first.values, first.latent, first.attrs)
-        if any(trial.id in queued for trial in replicates):
-            return PastProposal(proposal, "running", None)
-        objectives = self._objectives(replicates)
-        if objectives is None:
-            return PastProposal(proposal, "failed", None)
-        return PastProposal(proposal, "complete", tuple(objectives))
+
+def _proposal(trial: Trial) -> Proposal:
+    return Proposal(trial.number, trial.values, trial.latent, trial.attrs)

@@ -9,14 +9,14 @@ from robustfront.data import RawData
 from robustfront.errors import ConfigError
 from robustfront.executors.driver import Driver
 from robustfront.executors.task import Task
-from robustfront.executors.worker import crash_reason, work
+from robustfront.executors.worker import work
 
 
 class InlineExecutor:
     """Runs trials in this process; with the same seed the same results as on Ray.
 
     Raises:
-        ConfigError: a GPU is asked for, and there is none.
+        ConfigError: a GPU is asked for, and there is none; or several workers are.
     """
 
     concurrency = 1
@@ -24,7 +24,9 @@ class InlineExecutor:
     def __init__(self, job: Job, raw: RawData) -> None:
         if job.resources.gpu and not torch.cuda.is_available():
             raise ConfigError("resources.gpu", [f"got {job.resources.gpu:g}, no GPU is here"])
-        self._retries = job.retries
+        if job.resources.workers > 1:
+            problem = f"got {job.resources.workers}, the inline executor has one process"
+            raise ConfigError("resources.workers", [problem])
         self._raw = raw
 
     def run(self, driver: Driver) -> None:
@@ -36,19 +38,7 @@ class InlineExecutor:
         """Nothing to give back."""
 
     def _do(self, driver: Driver, task: Task) -> None:
-        for _ in range(self._retries + 1):
-            driver.started(task)
-            if self._attempt(driver, task):
-                return
-        driver.crashed(task, crash_reason(task))
-
-    def _attempt(self, driver: Driver, task: Task) -> bool:
-        """Whether the task has come to an end; False if it crashed."""
-        messages = work(task, self._raw)
-        while True:
-            try:
-                message = next(messages)
-            except Exception:  # whatever a trial raises concerns this trial only
-                return False
+        driver.started(task)
+        for message in work(task, self._raw):
             if not driver.heard(task, message):
-                return True
+                return

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustfront.executors.driver import Driver
-from robustfront.ledger import STATUSES, Trial
+from robustfront.ledger import ENDS, STATUSES, Event, Trial
 from robustfront.search.members import members, sweep_hypervolume
 
 _ROWS = 12
@@ -31,7 +31,7 @@ class Display:
         self.driver, self.concurrency, self.note = driver, concurrency, note
         self.console = Console()
         self.started = time.monotonic()
-        self._told: set[str] = {t.id for t in driver.state.trials.values() if t.ended}
+        self._ended = sum(trial.ended for trial in driver.state.trials.values())
         self._live = Live(
             console=self.console,
             get_renderable=self._render,
@@ -53,13 +53,13 @@ class Display:
         else:
             self.driver.listeners.remove(self._tell)
 
-    def _tell(self) -> None:
-        for trial in self.driver.state.trials.values():
-            if trial.ended and trial.id not in self._told:
-                self._told.add(trial.id)
-                done = sum(t.ended for t in self.driver.state.trials.values())
-                line = f"[{done}/{self.driver.total}] {trial.id} {trial.status} "
-                self.console.print(Text(line + (trial.reason or _errors(trial, self.driver))))
+    def _tell(self, event: Event) -> None:
+        trial = self.driver.state.trials.get(event.trial)
+        if trial is None or event.kind not in ENDS:
+            return
+        self._ended += 1
+        line = f"[{self._ended}/{self.driver.total}] {trial.id} {trial.status} "
+        self.console.print(Text(line + (trial.reason or _errors(trial, self.driver))))
 
     def _render(self) -> ConsoleRenderable:
         driver = self.driver

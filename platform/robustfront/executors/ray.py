@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,14 +18,17 @@ from ray.tune.callback import Callback as TuneCallback
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from robustfront.config import Job, Resources
 from robustfront.data import RawData
 from robustfront.errors import ConfigError
 from robustfront.executors.choose import concurrency
 from robustfront.executors.driver import Driver
+from robustfront.executors.ray_team import Verdicts, train_in_team
 from robustfront.executors.task import Task
-from robustfront.executors.worker import crash_reason, work
+from robustfront.executors.watchdog import silence, watched
+from robustfront.executors.worker import work
 
 # Tune pickles searcher, scheduler and callbacks when a Tuner is made. They hold the name of their
 # sweep and find the driver here, in the process it lives in.
@@ -38,14 +43,16 @@ class RayExecutor:
         address: of a cluster; None starts a private Ray on this machine's loopback interface.
 
     Raises:
-        ConfigError: the cluster cannot be reached, or has less than one trial asks for.
+        ConfigError: the cluster cannot be reached, has less than one trial asks for, or has nodes
+            that do not see the sweep's folder.
     """
 
-    def __init__(self, job: Job, raw: RawData, address: str | None = None) -> None:
+    def __init__(self, job: Job, raw: RawData, folder: Path, address: str | None = None) -> None:
         _connect(address)
         try:
             total = ray.cluster_resources()  # type: ignore[no-untyped-call]
             _check_resources(job.resources, total)
+            _check_storage(folder)
             self.concurrency = concurrency(job, total)
             # One copy a node, shared by its workers.
             self._raw = ray.put(raw)
@@ -61,16 +68,14 @@ class RayExecutor:
         scratch = driver.folder / ".tune"
         shutil.rmtree(scratch, ignore_errors=True)
         _DRIVERS[name] = driver
-        request = driver.job.resources
-        trainable = tune.with_resources(
-            tune.with_parameters(_trainable, raw=self._raw),
-            {"cpu": request.cpu, "gpu": request.gpu},
-        )
+        verdicts = None
+        if driver.job.resources.workers > 1:
+            verdicts = Verdicts.remote()  # type: ignore[attr-defined]
         tuner = tune.Tuner(
-            trainable,
+            self._trainable(driver.job, verdicts),
             tune_config=tune.TuneConfig(
                 search_alg=_Searcher(name),
-                scheduler=_Scheduler(name),
+                scheduler=_Scheduler(name, verdicts),
                 num_samples=-1,
                 max_concurrent_trials=self.concurrency,
                 reuse_actors=True,
@@ -80,7 +85,7 @@ class RayExecutor:
                 name="run",
                 storage_path=str(scratch),
                 callbacks=[_Callback(name)],
-                failure_config=tune.FailureConfig(max_failures=driver.job.retries),
+                failure_config=tune.FailureConfig(max_failures=driver.job.infrastructure_retries),
                 verbose=0,
             ),
         )
@@ -89,6 +94,22 @@ class RayExecutor:
         finally:
             del _DRIVERS[name]
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _trainable(self, job: Job, verdicts: Any) -> Any:
+        """What runs in a trial, with what it holds while it runs."""
+        request, timeout = job.resources, job.progress_timeout
+        if verdicts is None:
+            alone = tune.with_parameters(_train, raw=self._raw, timeout=timeout)
+            return tune.with_resources(alone, {"cpu": request.cpu, "gpu": request.gpu})
+        team = tune.with_parameters(
+            train_in_team,
+            raw=[self._raw],
+            verdicts=verdicts,
+            retries=job.infrastructure_retries,
+            timeout=timeout,
+        )
+        # The workers hold what they need; one byte is the least that Tune can reserve.
+        return tune.with_resources(team, {"cpu": 0, "memory": 1})
 
     def close(self) -> None:
         """Leave the cluster; a private Ray ends."""
@@ -118,20 +139,52 @@ def _connect(address: str | None) -> None:
 def _check_resources(request: Resources, total: dict[str, float]) -> None:
     problems = [
         f"resources.{key}: got {asked:g} for one trial, the cluster has {total.get(name, 0):g}"
-        for key, name, asked in (("cpu", "CPU", request.cpu), ("gpu", "GPU", request.gpu))
+        for key, name, asked in (
+            ("cpu", "CPU", request.cpu * request.workers),
+            ("gpu", "GPU", request.gpu * request.workers),
+        )
         if asked > total.get(name, 0)
     ]
     if problems:
         raise ConfigError("resources", problems)
 
 
+def _check_storage(folder: Path) -> None:
+    """Every node must see what the driver writes where the sweep's folder is to be."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if len(nodes) == 1:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder.parent, prefix=".seen-by-all-nodes.") as probe:
+        looks = [
+            _sees.options(
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            ).remote(probe.name)
+            for node in nodes
+        ]
+        blind = [
+            f"{node['NodeName']} does not see {folder.parent}; `storage` names a folder that all do"
+            for node, seen in zip(nodes, ray.get(looks), strict=True)
+            if not seen
+        ]
+    if blind:
+        raise ConfigError("storage", blind)
+
+
+@ray.remote
+def _sees(path: str) -> bool:
+    return Path(path).is_file()
+
+
 def _folder_name(trial: TuneTrial) -> str:
     return str(trial.trial_id)
 
 
-def _trainable(config: dict[str, Any], raw: Any) -> None:
+def _train(config: dict[str, Any], raw: Any, timeout: float | None) -> None:
     """Runs in a worker; `raw` is the data, read from the node's object store."""
-    for message in work(Task(**config["task"]), raw):
+    task = Task(**config["task"])
+    for message in watched(work(task, raw), task, timeout):
         tune.report({"message": json.dumps(message)})  # as text: Tune flattens nested results
 
 
@@ -163,14 +216,16 @@ class _Searcher(Searcher):
 class _Scheduler(FIFOScheduler):
     """Commits each report before Tune goes on, and stops what the driver stops."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, verdicts: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.name = name
+        self.name, self.verdicts = name, verdicts
 
     def on_trial_result(self, _: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        driver = _DRIVERS[self.name]
-        message = json.loads(result["message"])
-        return self.CONTINUE if driver.heard(_task(trial), message) else self.STOP
+        goes_on = _DRIVERS[self.name].heard(_task(trial), json.loads(result["message"]))
+        if self.verdicts is not None:
+            self.verdicts.tell.remote(trial.trial_id, result["number"], goes_on)
+            return self.CONTINUE
+        return self.CONTINUE if goes_on else self.STOP
 
 
 class _Callback(TuneCallback):
@@ -187,8 +242,9 @@ class _Callback(TuneCallback):
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        task = _task(trial)
-        _DRIVERS[self.name].crashed(task, crash_reason(task))
+        driver = _DRIVERS[self.name]
+        times = driver.job.infrastructure_retries + 1
+        driver.lost(_task(trial), f"its worker process died {times} times{silence(_task(trial))}")
 
 
 def _task(trial: TuneTrial) -> Task:

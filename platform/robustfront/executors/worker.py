@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from robustfront.config import TrialConfig
@@ -14,7 +15,10 @@ from robustfront.training.trial import measure_final, run_trial
 
 
 def work(task: Task, raw: RawData | None) -> Iterator[Message]:
-    """Do a task; an error that a retry would only repeat is a message, others propagate."""
+    """Do a task; whatever goes wrong is a message, the last one.
+
+    `failed` is an error that a retry would only repeat, `crashed` one that it may mend.
+    """
     folder = Path(task.folder)
     config = TrialConfig.model_validate(task.config)
     (folder / "error.txt").unlink(missing_ok=True)
@@ -30,16 +34,14 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
     except (ConfigError, DataError) as error:
         yield {"end": "failed", "reason": str(error)}
     except Exception:
-        # The driver may be on another machine: the story of a crash stays with its trial.
-        (folder / "error.txt").write_text(traceback.format_exc())
-        raise
+        story = traceback.format_exc()
+        _try_to_write(folder / "error.txt", story)
+        yield {"end": "crashed", "reason": f"{story.strip().splitlines()[-1]} (see {folder})"}
     else:
         yield {"end": "finished", "reason": ""}
 
 
-def crash_reason(task: Task) -> str:
-    """The last line of the story of a crash."""
-    story = Path(task.folder) / "error.txt"
-    if not story.is_file():
-        return "its worker process died"
-    return f"{story.read_text().strip().splitlines()[-1]} (see {story})"
+def _try_to_write(path: Path, text: str) -> None:
+    """The whole story of a crash, if there is room: a full disk may be what it tells of."""
+    with suppress(OSError):
+        path.write_text(text)

@@ -41,7 +41,11 @@ class Domain(ABC):
 
     @abstractmethod
     def latent(self, key: str, value: Any) -> Latent:
-        """Latent parameters that give this value."""
+        """Latent parameters that give this value.
+
+        Raises:
+            ValueError: it is not a value of this domain.
+        """
 
     @abstractmethod
     def extremes(self) -> Sequence[Any]:
@@ -160,6 +164,8 @@ class Range(Domain):
 
     def latent(self, key: str, value: Any) -> Latent:
         """The number itself."""
+        if not self.low <= value <= self.high or (self.integer and value != int(value)):
+            raise ValueError(f"{value} is not in the range [{self.low}, {self.high}]")
         return {key: value}
 
     def extremes(self) -> Sequence[int | float]:

@@ -71,7 +71,7 @@ class Space:
         """Latent parameters from which `suggest` makes these values.
 
         Raises:
-            ValueError: keys other than the active ones, or a choice that is not offered.
+            ValueError: keys other than the active ones, or a value that is not in its domain.
         """
         active = [entry for entry in self.entries if entry.active(values)]
         if {entry.key for entry in active} != set(values):

@@ -49,6 +49,9 @@ class PerturbationSet(Protocol):
     ) -> Tensor:
         """x_adv moved uphill, not projected; `absolute` replaces `relative` * eps."""
 
+    def part(self, rows: slice) -> PerturbationSet:
+        """The set of some consecutive examples of a batch."""
+
 
 class Threat(Component):
     """A ball of radius `eps` in [0, 1] pixel units around each input, within the box [0, 1]."""
@@ -104,6 +107,10 @@ class Threat(Component):
             norms = _per_example(torch.linalg.vector_norm(delta.flatten(1), dim=1), x)
             return (x + delta * (eps / norms.clamp(min=eps))).clamp(0, 1)
         return x + _project_l1_box(x_adv - x, -x, 1 - x, eps)
+
+    def part(self, rows: slice) -> Threat:
+        """The same for all examples."""
+        return self
 
     def sample(self, x: Tensor, rng: Rng) -> Tensor:
         """Uniform in the ball, then projected onto the box."""

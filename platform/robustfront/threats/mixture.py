@@ -26,9 +26,22 @@ class Mixture:
 
     Args:
         parts: (threat, number of examples), in the order of the batch.
+        before: of each part, how many of its examples stand in other workers' batches before this.
     """
 
     parts: Sequence[tuple[Threat, int]]
+    before: Sequence[int] = ()
+
+    def part(self, rows: slice) -> Mixture:
+        """The perturbation sets of some consecutive examples of the batch."""
+        parts, before, start = [], [], 0
+        for threat, size in self.parts:
+            first, end = max(rows.start, start), min(rows.stop, start + size)
+            if first < end:
+                parts.append((threat, end - first))
+                before.append(first - start)
+            start += size
+        return Mixture(parts, before)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Each part by its own threat."""
@@ -36,7 +49,12 @@ class Mixture:
 
     def sample(self, x: Tensor, rng: Rng) -> Tensor:
         """Each part by its own threat, from a source of its own."""
-        return self._each(lambda threat, a: threat.sample(a, rng.child(threat.norm)), x)
+        before = iter(self.before or [rng.first] * len(self.parts))
+
+        def sample(threat: Threat, rows: Tensor) -> Tensor:
+            return threat.sample(rows, Rng((*rng.key, threat.norm), next(before), rng.block))
+
+        return self._each(sample, x)
 
     def step(
         self, x_adv: Tensor, x: Tensor, grad: Tensor, relative: float, absolute: float | None

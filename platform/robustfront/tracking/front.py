@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -17,9 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustfront.evaluation.intervals import clopper_pearson
+from robustfront.ledger import ENDS
 from robustfront.search.pareto import hypervolume, non_dominated
-
-ENDED = ("finished", "pruned", "diverged", "failed")
 
 _IDENTITY = ("trial", "number", "seed", "state")
 
@@ -45,6 +44,7 @@ class Front:
         parameters: the columns that are searched parameters.
         subtitle: what was measured, for instance "digits, linf 0.1, pgd20, validation split".
         objectives: what decides who is on the front, where that is more than x and y.
+        chances: by number of the configuration, the probability that it is on the front.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Front:
     parameters: tuple[str, ...]
     subtitle: str
     objectives: tuple[str, ...] = ()
+    chances: Mapping[int, float] = field(default_factory=dict)
 
     @cached_property
     def every(self) -> pd.DataFrame:
@@ -75,6 +76,9 @@ class Front:
         member = np.zeros(len(table), dtype=bool)
         member[finished] = non_dominated(self._ranked(table[finished]))
         table.insert(len(_IDENTITY), "pareto", member)
+        if self.chances:
+            chances = table["number"].map(dict(self.chances))
+            table.insert(len(_IDENTITY) + 1, "pareto_probability", chances)
         for column in table.columns.difference(list(self.parameters)):
             if is_error(column):
                 _insert_interval(table, column)
@@ -96,7 +100,7 @@ class Front:
     @property
     def diverged_share(self) -> float:
         """Diverged trials among those that ended; 0 before the first did."""
-        ended = [self.count(state) for state in ENDED]
+        ended = [self.count(state) for state in ENDS]
         return self.count("diverged") / sum(ended) if sum(ended) else 0.0
 
     def count(self, state: str) -> int:

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustfront.ledger import ENDS
 from robustfront.search.pareto import attainment, staircase
-from robustfront.tracking.front import ENDED, Front, Plain, is_error
+from robustfront.tracking.front import Front, Plain, is_error
 from robustfront.tracking.front_labels import metric_label, parameter_lines, value_text
 
 Points = NDArray[np.float64]
@@ -39,6 +40,7 @@ _STATE_SHAPES = {
     "pruned": ("o", "circle-open"),
     "diverged": ("x", "x-thin-open"),
     "failed": ("^", "triangle-up-open"),
+    "paused": ("D", "diamond-open"),
     "running": ("s", "square-open"),
 }
 
@@ -168,7 +170,7 @@ class View:
     @property
     def summary(self) -> str:
         """Hypervolume and trials by state, in one line."""
-        counts = {state: self.front.count(state) for state in (*ENDED, "running")}
+        counts = {state: self.front.count(state) for state in (*ENDS, "paused", "running")}
         states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         total = len(self.front.trials)
         trials = f"{total} trial{'s' if total != 1 else ''}" + (f": {states}" if states else "")
@@ -206,6 +208,8 @@ class View:
         lines = [f"trial {row['trial']} · #{row['number']} · seed {row['seed']}", str(row["state"])]
         if row["pareto"]:
             lines[1] += ", on the front"
+        if isinstance(chance := row.get("pareto_probability"), float):
+            lines[1] += f" (probability {chance:.2f})"
         lines += [f"{metric_label(axis.metric)} {axis.text(row)}" for axis in self.axes]
         if row.get("suspect") is True:
             lines.append(_SUSPECT)

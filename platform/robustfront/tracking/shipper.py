@@ -20,12 +20,13 @@ import yaml
 
 from robustfront.config import Job, TrialConfig
 from robustfront.evaluation.records import Records
-from robustfront.ledger import STATUSES, Event, Ledger, SweepState, Trial
+from robustfront.ledger import ENDS, STATUSES, Event, Ledger, SweepState, Trial
 from robustfront.search.members import members, sweep_hypervolume
 from robustfront.tracking.tables import front_of, records_table
 
 CONSUMER = "mlflow"
 _PAUSE = 0.5  # seconds between looks at the ledger
+_AT_ONCE = 50  # events between acknowledgements
 _PAUSE_AFTER_ERROR = 2.0
 _BETWEEN_FRONTS = 20.0  # seconds between uploads of the front's pictures
 _RUN_STATUS = {
@@ -93,8 +94,8 @@ class Shipper:
         """Ship all there is."""
         if self._runs is None:
             self._runs = self._connect()
-        for event in self._ledger.read(self._state.seq):
-            self._ship(event)
+        while events := self._ledger.read(self._state.seq, _AT_ONCE):
+            self._ship_all(events)
         if self._front_due and (last_time or time.monotonic() - self._front_sent > _BETWEEN_FRONTS):
             self._send_front()
         if last_time:
@@ -104,11 +105,22 @@ class Shipper:
         done = self._ledger.acknowledged(CONSUMER)
         events = self._ledger.read()
         self._state = SweepState.of([event for event in events if event.seq <= done])
-        artifacts = None
-        if self.job.tracking.uri is None:
+        artifacts = self.job.tracking.artifacts
+        if artifacts is None and not self.uri.startswith(("http://", "https://")):
             artifacts = (self.folder.absolute().parent / "mlartifacts").as_uri()
         self._front_due = done > 0
         return _Runs(self.uri, self.job.tracking.experiment, artifacts, self.name, events[0])
+
+    def _ship_all(self, events: list[Event]) -> None:
+        """Ship some events; one word to the ledger for all, because it waits for the disk."""
+        shipped = 0
+        try:
+            for event in events:
+                self._ship(event)
+                shipped = event.seq
+        finally:
+            if shipped:
+                self._ledger.acknowledge(CONSUMER, shipped)
 
     def _ship(self, event: Event) -> None:
         assert self._runs is not None
@@ -122,7 +134,6 @@ class Shipper:
             # Not shipped: start over from what is acknowledged.
             self._runs = None
             raise
-        self._ledger.acknowledge(CONSUMER, event.seq)
 
     def _ship_trial(self, runs: _Runs, event: Event, trial: Trial) -> None:
         if event.kind == "restarted":
@@ -137,7 +148,7 @@ class Shipper:
             runs.artifacts(trial, self.folder / "trials" / trial.id)
         if event.kind != "measured":
             runs.status(trial, event)
-        if event.kind in ("finished", "diverged", "failed", "restarted"):
+        if event.kind in (*ENDS, "restarted"):
             self._ship_front(runs, event)
         if trial.ended:
             self._front_due = True
@@ -155,7 +166,7 @@ class Shipper:
         assert self._runs is not None
         self._front_due, self._front_sent = False, time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
-            front_of(self.name, self.job, self._state).write(Path(scratch))
+            front_of(self.folder, self.job, self._state).write(Path(scratch))
             self._runs.client.log_artifacts(self._runs.parent, scratch, "front")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,8 @@ import pandas as pd
 from robustfront.config import Job
 from robustfront.evaluation.records import Records
 from robustfront.ledger import SweepState, Trial
+from robustfront.search.members import mistakes_by_number
+from robustfront.search.replicates import membership
 from robustfront.tracking.front import Front
 
 
@@ -21,6 +24,9 @@ def trials_table(state: SweepState) -> pd.DataFrame:
             "seed": trial.seed,
             "state": trial.status,
             "epoch": trial.epoch,
+            "cost_epochs": trial.cost.epochs,
+            "cost_cpu_seconds": trial.cost.cpu_seconds,
+            "cost_gpu_seconds": trial.cost.gpu_seconds,
             "reason": trial.reason,
             **searched(trial),
             **{_column(name): value for name, value in trial.metrics.items()},
@@ -48,7 +54,7 @@ def searched(trial: Trial) -> dict[str, Any]:
 
 
 def front_of(
-    name: str,
+    folder: Path,
     job: Job,
     state: SweepState,
     split: str = "val",
@@ -65,7 +71,11 @@ def front_of(
     subtitle = f"{job.data.type}, {threat.replace('_', ' ')}, {attack.name}, {split} split"
     # Other axes are another question; so is the test split, which only members are measured on.
     objectives = job.objectives if split == "val" and axes == (None, None) else ()
-    return Front(name, axes[0] or x, axes[1] or y, table, tuple(keys), subtitle, objectives)
+    # Only the validation split has its predictions on disk.
+    mistakes = mistakes_by_number(state, job, folder)[0] if objectives else {}
+    x, y = axes[0] or x, axes[1] or y
+    chances = membership(mistakes)
+    return Front(folder.name, x, y, table, tuple(keys), subtitle, objectives, chances)
 
 
 def _column(metric: str) -> str:

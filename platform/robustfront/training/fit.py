@@ -21,7 +21,7 @@ from robustfront.evaluation.evaluate import measure
 from robustfront.evaluation.records import Records
 from robustfront.methods import StepContext
 from robustfront.models import build_model
-from robustfront.randomness import Rng, generator, seed_of
+from robustfront.randomness import Key, Rng, generator, seed_of
 from robustfront.training.checkpoint import (
     load_weights,
     optimizer_state,
@@ -30,6 +30,7 @@ from robustfront.training.checkpoint import (
     write_tensors,
 )
 from robustfront.training.determinism import reset_process
+from robustfront.training.team import Team
 
 Metrics = dict[str, float]
 
@@ -81,14 +82,7 @@ def fit(
         means = run.train_epoch(epoch)
         trained = time.perf_counter()
         run.epoch = epoch + 1
-        records = measure(
-            run.measured,
-            data.val,
-            config.threat,
-            config.evaluate.attack,
-            ("evaluate", "val"),
-            config.evaluate.batch_size,
-        )
+        records = run.measure_val()
         cost = run.cost(trained - started, time.perf_counter() - trained)
         metrics = run.summarise(records) | means | cost
         run.history.append(metrics)
@@ -127,6 +121,7 @@ class _Run:
     model: nn.Module
     average: nn.Module | None
     optimizer: torch.optim.Optimizer
+    team: Team
     epoch: int = 0
     history: list[Metrics] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -135,15 +130,18 @@ class _Run:
     @classmethod
     def start(cls, config: TrialConfig, data: DataSet, device: torch.device) -> _Run:
         torch.manual_seed(seed_of(config.seed, "init"))
-        model = build_model(config.model, data.shape, data.classes, data.mean, data.std)
+        model: nn.Module = build_model(config.model, data.shape, data.classes, data.mean, data.std)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        team = Team.here()
+        model = team.join(model, device)
         average = copy.deepcopy(model) if config.train.ema else None
         optimizer = config.train.optimizer.build(model)
+        team.mean_gradients(model, optimizer)  # before they are clipped
         if config.train.clip_norm is not None:
             _clip_before_each_step(optimizer, model, config.train.clip_norm)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        return cls(config, data, device, model, average, optimizer)
+        return cls(config, data, device, model, average, optimizer, team)
 
     @property
     def measured(self) -> nn.Module:
@@ -174,14 +172,17 @@ class _Run:
         """Examples in a batch, batches in an epoch."""
         total = len(self.data.train)
         size = min(self.config.train.batch_size, total)
+        size -= size % self.team.size
         return size, total // size
 
     def _train_step(self, index: Tensor, epoch: int, step: int, now: float) -> dict[str, Tensor]:
         config = self.config
-        rng = Rng((config.seed, epoch, step), block=len(index))
+        rows = self.team.share(len(index))
+        key = (config.seed, epoch, step)
+        rng = Rng(key, rows.start, block=len(index))
         # Dropout draws from the global generator.
-        torch.manual_seed(seed_of(config.seed, epoch, step, "dropout"))
-        x, y = self.data.train.batch(index)
+        torch.manual_seed(seed_of(*key, "dropout"))
+        x, y = self.data.train.batch(index[rows])
         if config.data.augment is not None:
             x = config.data.augment.apply(x, rng.child("augment"))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -189,7 +190,8 @@ class _Run:
         if config.smoothing.sigma:
             net = _WithNoise(net, config.smoothing.sigma * rng.child("noise").normal(x))
         strength = config.train.eps_ramp.factor(now)
-        threat = config.train_threat.draw(len(x), x[0].numel(), strength, rng.child("mix"))
+        mix = Rng((*key, "mix"), block=len(index))  # of the whole batch
+        threat = config.train_threat.draw(len(index), x[0].numel(), strength, mix).part(rows)
         ctx = StepContext(threat, rng.child("attack"), now / config.train.epochs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             loss = config.update.step(net, self.optimizer, config.method, (x, y), ctx)
@@ -223,13 +225,26 @@ class _Run:
 
     def _means(self, sums: dict[str, Tensor], steps: int, epoch: int) -> Metrics:
         weights = torch.stack([p.detach().sum() for p in self.model.parameters()]).sum()
-        values = (torch.stack(list(sums.values())) / steps).tolist()
+        stacked = torch.stack(list(sums.values())) / steps
+        self.team.mean([stacked])
+        self.team.mean_buffers(self.model)
+        values = stacked.tolist()
         means = {f"train/{name}": value for name, value in zip(sums, values, strict=True)}
         wrong = [name for name, value in means.items() if not math.isfinite(value)]
         if wrong or not bool(torch.isfinite(weights)):
             raise Diverged(f"epoch {epoch + 1}: {wrong[0] if wrong else 'a weight'} is not finite")
         means["train/lr"] = self.optimizer.param_groups[0]["lr"]
         return means
+
+    def measure_val(self) -> Records:
+        """Predictions on the validation split, each worker's share brought together."""
+        evaluate = self.config.evaluate
+        mine = self.data.val.part(self.team.share(len(self.data.val)))
+        key: Key = ("evaluate", "val")
+        records = measure(
+            self.measured, mine, self.config.threat, evaluate.attack, key, evaluate.batch_size
+        )
+        return Records.joined(self.team.gather(records))
 
     def summarise(self, records: Records) -> Metrics:
         """This epoch's errors, the best epoch's, and the selected ones under the short names."""
@@ -245,7 +260,7 @@ class _Run:
         return errors | {name: chosen[name] for name in errors if "/" not in name} | best
 
     def cost(self, seconds: float, evaluate_seconds: float) -> Metrics:
-        """What the epoch cost; only `evaluate_seconds` is about its evaluation."""
+        """What the epoch cost; `gpu_seconds` is all the time for which it held its GPU."""
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
@@ -253,7 +268,9 @@ class _Run:
         return {
             "train_seconds": seconds,
             "evaluate_seconds": evaluate_seconds,
-            "gpu_seconds": seconds * self.config.resources.gpu,
+            "gpu_seconds": (seconds + evaluate_seconds)
+            * self.config.resources.gpu
+            * self.team.size,
             "images_per_second": len(self.data.train) / seconds,
             "peak_memory_bytes": float(peak),
         }

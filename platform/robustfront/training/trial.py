@@ -32,6 +32,7 @@ from robustfront.training.checkpoint import (
     write_config,
 )
 from robustfront.training.fit import Metrics, fit
+from robustfront.training.team import Team
 
 
 def run_trial(
@@ -40,7 +41,8 @@ def run_trial(
     """Train in a folder; yields (epochs done, metrics), epochs of an earlier attempt first.
 
     A report is yielded only when the checkpoint of its epoch, which carries all reports up to it,
-    is on disk. May be killed at any moment and called again.
+    is on disk. May be killed at any moment and called again. Where several workers train together
+    each of them calls this, and the first one writes.
 
     Raises:
         ConfigError: the device does not exist here, or the folder holds another trial.
@@ -52,21 +54,26 @@ def run_trial(
         raise ConfigError("resources.gpu", [f"got {config.resources.gpu:g}, no GPU is here"])
     device = torch.device(config.resources.device)
     data = split_data(config.data, raw or config.data.load(), device)
-    _claim(folder, config)
+    team = Team.here()
+    if team.leads:
+        _claim(folder, config)
+    team.wait()
     state = folder / "checkpoint" / "state.safetensors"
     history: list[Metrics] = read_tensors(state)[1]["history"] if state.exists() else []
     yield from enumerate(history, start=1)
     records = None
     try:
         for report in fit(config, state if history else None, data):
-            report.save(state)
             history.append(report.metrics)
-            write_reports(folder, history)
+            if team.leads:
+                report.save(state)
+                write_reports(folder, history)
             records = report.records
             yield report.epoch, report.metrics
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(str(error)) from None
-    _finish(config, folder, data, records)
+    if team.leads:
+        _finish(config, folder, data, records)
 
 
 def _claim(folder: Path, config: TrialConfig) -> None:

@@ -1,0 +1,103 @@
+"""Sweeps as jobs of a Ray cluster, through its dashboard."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+
+from robustfront.errors import ConfigError
+from robustfront.search.plan import Plan
+
+_ENVIRONMENT = "ROBUSTFRONT_SUBMITTER"  # tells a job which versions it was submitted with
+_PAUSE = 1.0  # seconds between looks at a job that is followed
+
+
+def submit(plan: Plan, folder: Path, address: str, resume: bool) -> str:
+    """Start a sweep, or go on with it, as a job of a cluster; the job's id.
+
+    Args:
+        folder: of the sweep, the same on every machine of the cluster.
+        address: of the cluster's dashboard, `http://HEAD:8265`.
+
+    Raises:
+        ConfigError: no cluster answers there.
+    """
+    client = _client(address)
+    command = ["robustfront", *(["resume", str(folder)] if resume else ["run", "job.yaml"])]
+    with tempfile.TemporaryDirectory() as upload:
+        settings = {**plan.settings, "storage": str(folder)}
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        (Path(upload) / "job.yaml").write_text(text)
+        environment = {_ENVIRONMENT: json.dumps(_versions()), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+        return str(
+            client.submit_job(  # type: ignore[attr-defined]
+                entrypoint=shlex.join(command),
+                runtime_env={"working_dir": upload, "env_vars": environment},
+                metadata={"sweep": plan.job.name},
+            )
+        )
+
+
+def follow(address: str, job: str) -> Iterator[str]:
+    """What a job prints, piece by piece, until it ends; the last piece tells how if it failed.
+
+    Raises:
+        ConfigError: no cluster answers there.
+    """
+    client = _client(address)
+    told = 0
+    while True:
+        ended = client.get_job_status(job).is_terminal()  # type: ignore[attr-defined]
+        text = client.get_job_logs(job)  # type: ignore[attr-defined]
+        yield text[told:]
+        told = len(text)
+        if ended:
+            return
+        time.sleep(_PAUSE)
+
+
+def succeeded(address: str, job: str) -> bool:
+    """Whether a job has ended well."""
+    return str(_client(address).get_job_status(job)) == "SUCCEEDED"  # type: ignore[attr-defined]
+
+
+def check_submitter() -> None:
+    """In a submitted job: whether the cluster runs what the submitter has.
+
+    Raises:
+        ConfigError: with every version that differs.
+    """
+    theirs = json.loads(os.environ.get(_ENVIRONMENT, "{}"))
+    ours = _versions()
+    problems = [
+        f"{name}: submitted with {version}, the cluster has {ours[name]}"
+        for name, version in theirs.items()
+        if ours.get(name) != version
+    ]
+    if problems:
+        raise ConfigError("versions", problems)
+
+
+def _versions() -> dict[str, str]:
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, **{name: metadata.version(name) for name in ("ray", "robustfront")}}
+
+
+def _client(address: str) -> object:
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        problem = f"got {address!r}, no Ray dashboard answers there ({error})"
+        raise ConfigError("--address", [problem]) from None

@@ -1,0 +1,39 @@
+"""Ends a worker that makes no progress, so that another one takes its place."""
+
+from __future__ import annotations
+
+import faulthandler
+from collections.abc import Iterator
+from pathlib import Path
+
+from robustfront.executors.task import Message, Task
+
+_STORY = "silence.txt"  # in the trial's folder: where each thread of a silent worker was
+
+
+def watched(messages: Iterator[Message], task: Task, timeout: float | None) -> Iterator[Message]:
+    """The same messages; if one takes longer than so many seconds, this process ends."""
+    while message := _next_or_die(messages, Path(task.folder), timeout):
+        yield message
+
+
+def silence(task: Task) -> str:
+    """Where to read what a worker did when it was ended for its silence; else empty."""
+    story = Path(task.folder) / _STORY
+    told = story.is_file() and story.stat().st_size > 0
+    return f", at last because it made no progress (see {story})" if told else ""
+
+
+def _next_or_die(
+    messages: Iterator[Message], folder: Path, timeout: float | None
+) -> Message | None:
+    if timeout is None:
+        return next(messages, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A thread of the interpreter's own, which a deadlock cannot stop.
+    with (folder / _STORY).open("w") as story:
+        faulthandler.dump_traceback_later(timeout, exit=True, file=story)
+        try:
+            return next(messages, None)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
