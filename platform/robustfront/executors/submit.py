@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from robustfront.errors import ConfigError
+from robustfront.errors import ConfigError, RobustfrontError
 from robustfront.search.plan import Plan
 
 _ENVIRONMENT = "ROBUSTFRONT_SUBMITTER"  # tells a job which versions it was submitted with
 _PAUSE = 1.0  # seconds between looks at a job that is followed
+_PATIENCE = 60.0  # seconds that a head may take to start
 
 
 def submit(plan: Plan, folder: Path, address: str, resume: bool) -> str:
@@ -30,6 +32,7 @@ def submit(plan: Plan, folder: Path, address: str, resume: bool) -> str:
 
     Raises:
         ConfigError: no cluster answers there.
+        RobustfrontError: it does not take the job.
     """
     client = _client(address)
     command = ["robustfront", *(["resume", str(folder)] if resume else ["run", "job.yaml"])]
@@ -38,13 +41,24 @@ def submit(plan: Plan, folder: Path, address: str, resume: bool) -> str:
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         (Path(upload) / "job.yaml").write_text(text)
         environment = {_ENVIRONMENT: json.dumps(_versions()), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-        return str(
-            client.submit_job(  # type: ignore[attr-defined]
-                entrypoint=shlex.join(command),
-                runtime_env={"working_dir": upload, "env_vars": environment},
-                metadata={"sweep": plan.job.name},
-            )
-        )
+        request = {
+            "entrypoint": shlex.join(command),
+            "runtime_env": {"working_dir": upload, "env_vars": environment},
+            "metadata": {"sweep": plan.job.name},
+        }
+        return _submitted(client, request)
+
+
+def _submitted(client: Any, request: dict[str, Any]) -> str:
+    """A head that has just started may need some seconds until it takes jobs."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return str(client.submit_job(**request))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise RobustfrontError(f"the cluster did not take the job: {error}") from None
+            time.sleep(_PAUSE)
 
 
 def follow(address: str, job: str) -> Iterator[str]:
@@ -56,8 +70,8 @@ def follow(address: str, job: str) -> Iterator[str]:
     client = _client(address)
     told = 0
     while True:
-        ended = client.get_job_status(job).is_terminal()  # type: ignore[attr-defined]
-        text = client.get_job_logs(job)  # type: ignore[attr-defined]
+        ended = client.get_job_status(job).is_terminal()
+        text = client.get_job_logs(job)
         yield text[told:]
         told = len(text)
         if ended:
@@ -67,7 +81,7 @@ def follow(address: str, job: str) -> Iterator[str]:
 
 def succeeded(address: str, job: str) -> bool:
     """Whether a job has ended well."""
-    return str(_client(address).get_job_status(job)) == "SUCCEEDED"  # type: ignore[attr-defined]
+    return str(_client(address).get_job_status(job)) == "SUCCEEDED"
 
 
 def check_submitter() -> None:
@@ -92,7 +106,7 @@ def _versions() -> dict[str, str]:
     return {"python": python, **{name: metadata.version(name) for name in ("ray", "robustfront")}}
 
 
-def _client(address: str) -> object:
+def _client(address: str) -> Any:
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     from ray.job_submission import JobSubmissionClient
 

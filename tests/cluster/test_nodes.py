@@ -1,0 +1,175 @@
+"""A sweep on a cluster whose nodes and tracking server die under it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+import robustfront as rf
+from robustfront.ledger import Ledger, SweepState
+from tiny_job import command, environment, rows, write_job
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+TRIALS, EPOCHS, OUTAGE = 24, 5, 60.0
+LONG: dict[str, Any] = {
+    "data": {"type": "digits", "train_size": 400, "val_size": 100},
+    "train": {"epochs": EPOCHS, "batch_size": 8, "optimizer": {"type": "sgd", "lr": 0.1}},
+    "method": {"type": "trades", "inner": {"steps": 5}},
+    "search_space": {"method.beta": {"log_uniform": [0.5, 12]}},
+    "search": {"sampler": "random", "trials": TRIALS, "scheduler": None},
+}
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def state_of(folder: Path) -> SweepState:
+    ledger = Ledger.open(folder)
+    state = SweepState.of(ledger.read())
+    ledger.close()
+    return state
+
+
+def errors_of(state: SweepState) -> dict[str, dict[str, float]]:
+    return {
+        trial.id: {key: value for key, value in trial.metrics.items() if "error" in key}
+        for trial in state.trials.values()
+    }
+
+
+def reports(sweep: Path) -> int:
+    found = rows(sweep / "ledger.db", "SELECT count(*) FROM events WHERE kind = 'reported'")
+    return int(found[0][0]) if found else 0
+
+
+class Tracking:
+    """An MLflow server of its own that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        arguments = ["server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        store = f"sqlite:///{self.folder / 'server.db'}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *arguments, "--backend-store-uri", store]
+            + ["--artifacts-destination", str(self.folder / "served")],
+            env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return
+            time.sleep(0.5)
+        raise AssertionError("the tracking server does not start")
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def tracking(tmp_path: Path) -> Iterator[Tracking]:
+    server = Tracking(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head that runs no trials; workers come and go."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield made
+    made.shutdown()
+
+
+def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 600
+    while not reached():
+        assert process.poll() is None, "it has ended before"
+        assert time.monotonic() < deadline, "it does not get on"
+        time.sleep(0.1)
+
+
+def test_every_node_and_the_tracking_server_die_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Any, tracking: Tracking
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = write_job(tmp_path, **LONG)
+    alone = rf.run(job, {"name": "alone"}, executor="inline")
+    assert alone.problems == ()
+
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
+    sweep = tmp_path / "sweeps" / "struck"
+    settings = ["--set", "name=struck", "--set", f"tracking.uri={tracking.uri}"]
+    log = (tmp_path / "log.txt").open("wb")
+    process = subprocess.Popen(
+        command("run", "job.yaml", "--address", cluster.address, *settings),
+        env=environment(RAY_AUTH_MODE="disabled"),
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        for strike, node in enumerate(nodes):
+            wait_until(process, lambda goal=6 + 15 * strike: reports(sweep) >= goal)
+            cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+            if strike == 1:
+                tracking.kill()
+                outage, before = time.monotonic(), reports(sweep)
+                wait_until(process, lambda began=outage: time.monotonic() - began > OUTAGE)
+                assert reports(sweep) > before, "training goes on without the server"
+                tracking.start()
+        assert process.wait(timeout=900) == 0, (tmp_path / "log.txt").read_text()
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+
+    state = state_of(sweep)
+    assert {t.status for t in state.trials.values()} == {"finished"}
+    assert len({t.number for t in state.trials.values()}) == len(state.trials) == TRIALS
+    assert errors_of(state) == errors_of(state_of(tmp_path / "sweeps" / "alone"))
+    assert all(sorted(t.reports) == list(range(1, EPOCHS + 1)) for t in state.trials.values())
+
+    client = MlflowClient(tracking.uri)
+    experiment = client.get_experiment_by_name("robustfront")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if "robustfront.trial" in run.data.tags]
+    assert sorted(run.data.tags["robustfront.trial"] for run in children) == sorted(state.trials)
+    for run in children:
+        trial = state.trials[run.data.tags["robustfront.trial"]]
+        history = client.get_metric_history(run.info.run_id, "robust_error")
+        told = [(point.step, point.value) for point in history]
+        assert sorted(told) == [(e, r["robust_error"]) for e, r in sorted(trial.reports.items())]

@@ -1,0 +1,116 @@
+"""Trials of two workers that train one model, through Ray Train inside Tune."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import robustfront as rf
+from robustfront.ledger import Ledger, SweepState
+from tiny_job import command, environment, rows, write_job
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+]
+
+EPOCHS = 6
+# Standard training, in which a last bit stays one: no signs of gradients.
+JOB: dict[str, Any] = {
+    "data": {"type": "digits", "train_size": 1200, "val_size": 200},
+    "method": {"type": "standard"},
+    "train": {"epochs": EPOCHS, "batch_size": 8, "optimizer": {"type": "sgd", "lr": 0.02}},
+    "search_space": {"train.optimizer.lr": {"log_uniform": [0.01, 0.1]}},
+    "search": {"sampler": "random", "trials": 2, "scheduler": None},
+}
+HALVED = {"type": "mo_asha", "grace_epochs": 1, "reduction_factor": 2}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        job = write_job(folder, **JOB)
+        assert rf.run(job, {"name": "alone"}, executor="inline").problems == ()
+        yield folder
+
+
+def state_of(folder: Path) -> SweepState:
+    ledger = Ledger.open(folder)
+    state = SweepState.of(ledger.read())
+    ledger.close()
+    return state
+
+
+def start(home: Path, name: str, *settings: str) -> subprocess.Popen[bytes]:
+    log = (home / f"{name}.txt").open("wb")
+    sets = [f"name={name}", "resources.workers=2", *settings]
+    arguments = [part for setting in sets for part in ("--set", setting)]
+    return subprocess.Popen(
+        command("run", "job.yaml", *arguments), cwd=home, env=environment(), stdout=log, stderr=log
+    )
+
+
+def check_same_as_alone(home: Path, name: str) -> SweepState:
+    state, alone = state_of(home / "sweeps" / name), state_of(home / "sweeps" / "alone")
+    assert state.trials.keys() == alone.trials.keys()
+    for trial in alone.trials.values():
+        mine = state.trials[trial.id]
+        assert mine.status == "finished" and list(mine.reports) == list(range(1, EPOCHS + 1))
+        for epoch, report in trial.reports.items():
+            for error in ("standard_error", "robust_error"):
+                assert mine.reports[epoch][error] == pytest.approx(report[error], abs=1e-4)
+        for key, value in trial.test.items():
+            assert mine.test[key] == pytest.approx(value, abs=1e-4)
+    return state
+
+
+def workers_of(driver: int) -> list[int]:
+    """The processes that train, among all that a driver started."""
+    parents, titles = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid = int(stat.parent.name)
+            parents[pid] = int(stat.read_text().rpartition(")")[2].split()[1])
+            titles[pid] = (stat.parent / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+    family = {driver}
+    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return [pid for pid in family if "RayTrainWorker" in titles.get(pid, "")]
+
+
+def test_two_workers_train_what_one_trains(home: Path) -> None:
+    process = start(home, "two")
+    assert process.wait(timeout=600) == 0, (home / "two.txt").read_text()
+    check_same_as_alone(home, "two")
+
+
+def test_a_killed_worker_goes_on_from_the_last_epoch(home: Path) -> None:
+    process = start(home, "struck")
+    ledger = home / "sweeps" / "struck" / "ledger.db"
+    query = "SELECT count(*) FROM events WHERE kind = 'reported'"
+    deadline = time.monotonic() + 300
+    while not (found := rows(ledger, query)) or found[0][0] < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    struck = workers_of(process.pid)
+    assert len(struck) == 2
+    os.kill(struck[-1], signal.SIGKILL)
+    assert process.wait(timeout=600) == 0, (home / "struck.txt").read_text()
+    check_same_as_alone(home, "struck")
+
+
+def test_a_stopped_trial_gives_its_workers_back(home: Path) -> None:
+    settings = ["search.trials=4", f"search.scheduler={HALVED}".replace("'", '"')]
+    process = start(home, "halved", *settings)
+    assert process.wait(timeout=900) == 0, (home / "halved.txt").read_text()
+    state = state_of(home / "sweeps" / "halved")
+    assert {trial.status for trial in state.trials.values()} == {"finished", "pruned"}
