@@ -40,7 +40,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "tpe, mo_asha promote": {"sampler": "tpe", "scheduler": PROMOTE},
     "nsga2, mo_asha stop": {"sampler": "nsga2", "scheduler": STOP},
 }
-SLOW = {"gp": 5}  # seconds a proposal: fewer seeds
+SLOW = {"gp": 4}  # seconds a proposal: fewer seeds
 
 
 @cache

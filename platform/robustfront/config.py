@@ -259,7 +259,8 @@ class MoAsha(Component):
 
     Args:
         grace_epochs: epochs that every trial gets.
-        reduction_factor: of n trials that come to a rung, ceil(n / reduction_factor) go on.
+        reduction_factor: of n trials that come to a rung, floor(n / reduction_factor) go on, and at
+            least one.
         mode: `stop` ends the others for good; `promote` lets them pause, and go on when they are
             among the best after all.
         in_ramp: whether trials are judged while their training radius still grows.

@@ -49,12 +49,10 @@ def state_of(folder: Path) -> SweepState:
 
 
 def start(home: Path, name: str, *settings: str) -> subprocess.Popen[bytes]:
-    log = (home / f"{name}.txt").open("wb")
     sets = [f"name={name}", "resources.workers=2", *settings]
-    arguments = [part for setting in sets for part in ("--set", setting)]
-    return subprocess.Popen(
-        command("run", "job.yaml", *arguments), cwd=home, env=environment(), stdout=log, stderr=log
-    )
+    arguments = command("run", "job.yaml", *(part for one in sets for part in ("--set", one)))
+    with (home / f"{name}.txt").open("wb") as log:
+        return subprocess.Popen(arguments, cwd=home, env=environment(), stdout=log, stderr=log)
 
 
 def check_same_as_alone(home: Path, name: str) -> SweepState:

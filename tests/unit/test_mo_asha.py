@@ -62,14 +62,13 @@ def test_rungs(grace: int, factor: int, expected: list[int]) -> None:
     ]
 
 
-def test_the_share_that_goes_on_is_rounded_up() -> None:
+def test_the_share_that_goes_on_is_rounded_down_but_never_to_nobody() -> None:
     halving = Halving(1, 3)
     wanted = []
     for at, error in enumerate([0.5, 0.6, 0.7, 0.4, 0.8, 0.3]):
         halving.record(str(at), 1, [error, error])
         wanted.append(halving.wants(str(at), 1))
-    # one of one; then the second and the third are not the best of two and three; the fourth is
-    # among the best two of four, the fifth not, the sixth is.
+    # The best of one to five trials goes on; of six it is the best two.
     assert wanted == [True, False, False, True, False, True]
     assert halving.wants("3", 1) and not halving.wants("0", 1)
 
@@ -78,7 +77,7 @@ def test_a_trial_that_begins_again_no_longer_counts() -> None:
     halving = Halving(1, 2)
     for name, error in [("a", 0.1), ("b", 0.2), ("c", 0.3)]:
         halving.record(name, 1, [error, error])
-    assert [halving.wants(name, 1) for name in "abc"] == [True, True, False]
+    assert [halving.wants(name, 1) for name in "abc"] == [True, False, False]
     halving.forget("a")
     assert [halving.wants(name, 1) for name in "bc"] == [True, False]
 

@@ -5,8 +5,7 @@ non-dominated sorting and an epsilon-net.
 Deviates:
     the epsilon-net starts at the point that is best in the first objective, where the paper draws
     a point at random, so that a decision is a function of the table alone;
-    ceil(n / reduction_factor) of n go on, where successive halving rounds down, so that the first
-    trial of a rung never waits for others;
+    the best of a rung always goes on, also while it holds fewer than reduction_factor trials;
     one bracket.
 """
 
@@ -60,7 +59,7 @@ class Halving:
 
     Args:
         grace: epochs of the first rung.
-        factor: of n trials in a rung, ceil(n / factor) go on.
+        factor: of n trials in a rung, floor(n / factor) go on, and at least one.
     """
 
     def __init__(self, grace: int, factor: int) -> None:
@@ -90,7 +89,9 @@ class Halving:
         """Whether a trial of a rung is worth more epochs, as far as one can tell now."""
         if epoch not in self._best:
             rung = self._rungs[epoch]
-            rows = best(np.array(list(rung.values()), dtype=float), -(-len(rung) // self.factor))
+            rows = best(
+                np.array(list(rung.values()), dtype=float), max(1, len(rung) // self.factor)
+            )
             names = list(rung)
             self._best[epoch] = frozenset(names[row] for row in rows)
         return trial in self._best[epoch]
