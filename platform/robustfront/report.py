@@ -76,6 +76,13 @@ def show_end(sweep: Sweep) -> None:
         console.print(f"{trial.id} {trial.status}: {trial.reason}", style="red", markup=False)
     if sweep.state.count("failed"):
         console.print(f"`robustfront resume {sweep.name}` tries the failed trials again.")
+    if sweep.job.search.budget.spent(sweep.state.cost):
+        paused = sweep.state.count("paused")
+        console.print(
+            f"The budget is spent ({paused} trials paused); `robustfront resume {sweep.name} "
+            "--set search.budget...` with a larger one goes on.",
+            markup=False,
+        )
     for problem in sweep.problems:
         console.print(problem, style="red", markup=False)
     console.print(f"Sweep:  {sweep.folder}")

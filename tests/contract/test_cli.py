@@ -21,7 +21,7 @@ from tiny_job import environment, write_job
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
-COMMANDS = ("front", "resume", "run", "status", "trial", "ui", "validate")
+COMMANDS = ("front", "resume", "run", "status", "submit", "trial", "ui", "validate")
 Call = Callable[..., "Done"]
 
 

@@ -195,6 +195,38 @@ ONE_PROBLEM: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"search": {"sampler": "tpee"}},
         ["search.sampler: got 'tpee'; did you mean 'tpe'? (allowed: random, tpe, nsga2, gp, grid)"],
     ),
+    "unknown scheduler": (
+        {"search": {"scheduler": {"type": "asha"}}},
+        ["search.scheduler.type: ", "mo_asha", "got 'asha'"],
+    ),
+    "a scheduler that never stops": (
+        {"search": {"scheduler": {"type": "mo_asha", "grace_epochs": 10}}, "train": {"epochs": 10}},
+        ["search: scheduler.grace_epochs: got 10, it would never stop a trial of 10 epochs"],
+    ),
+    "a rung that keeps everybody": (
+        {"search": {"scheduler": {"type": "mo_asha", "reduction_factor": 1}}},
+        ["search.scheduler.reduction_factor: ", "greater than or equal to 2", "got 1"],
+    ),
+    "a budget smaller than one trial": (
+        {"search": {"budget": {"epochs": 3}}, "train": {"epochs": 4}},
+        ["search: budget.epochs: got 3, one trial has 4 epochs"],
+    ),
+    "a budget that is never spent": (
+        {"search": {"budget": {"gpu_hours": 8}}},
+        ["search: budget.gpu_hours: would never be spent, resources.gpu is 0"],
+    ),
+    "a budget of nothing": (
+        {"search": {"budget": {"cpu_hours": 0}}},
+        ["search.budget.cpu_hours: ", "greater than 0", "got 0"],
+    ),
+    "unequal shares": (
+        {"resources": {"workers": 3}, "train": {"batch_size": 32}},
+        ["resources: workers: got 3, a batch of 32 does not divide into equal shares"],
+    ),
+    "workers on a share of a GPU": (
+        {"resources": {"workers": 2, "gpu": 0.5}},
+        ["resources.workers: ", "whole GPUs"],
+    ),
     "a seed twice": ({"search": {"seeds": [0, 0]}}, ["search.seeds: ", "twice"]),
     "how to count to many": (
         {"search": {"max_concurrent": "many"}},

@@ -33,6 +33,22 @@ EVIL = "</script><script>alert(1)</script>"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+def test_the_probability_of_being_on_the_front_stands_beside_it() -> None:
+    trials = make_trials(6)
+    chances = {number: 0.1 * number for number in range(5)}
+    front = Front("s", "standard_error", "robust_error", trials, (), "", (), chances)
+    column = front.table.set_index("number")["pareto_probability"]
+    for number, chance in chances.items():
+        if number in column.index:
+            assert column[number] == pytest.approx(chance)
+    assert "pareto_probability" in front.to_csv().splitlines()[0]
+    assert "pareto_probability" in json.loads(front.to_json())["trials"][0]
+    row = dict(front.table.iloc[0]) | {"pareto_probability": 0.25}
+    assert any("probability 0.25" in line for line in View(front).hover(row))
+    without = Front("s", "standard_error", "robust_error", trials, (), "")
+    assert "pareto_probability" not in without.table
+
+
 def make_trials(n: int = 24, seeds: int = 1) -> pd.DataFrame:
     rng = np.random.default_rng(n + seeds)
     eps = rng.uniform(0, 0.2, n)
