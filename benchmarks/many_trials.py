@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import yaml
 from machine import describe
-from ray import tune
 
 import robustfront as rf
-from robustfront.executors import ray as on_ray
+from robustfront.executors import choose
 from robustfront.executors.simulated import simulate
 from robustfront.ledger import Ledger
 from robustfront.search.curves import Curves
@@ -44,6 +43,8 @@ JOB = {
 
 def nothing(config: dict[str, Any], raw: Any, timeout: float | None) -> None:
     """A trial with made-up errors."""
+    from ray import tune
+
     values = np.random.default_rng(int(config["task"]["trial"], 16)).random(2)
     metrics = dict(zip(("standard_error", "robust_error"), values.tolist(), strict=True))
     for message in ({"epoch": 1, "metrics": metrics}, {"end": "finished", "reason": ""}):
@@ -51,7 +52,10 @@ def nothing(config: dict[str, Any], raw: Any, timeout: float | None) -> None:
 
 
 def on_a_cluster(trials: int) -> dict[str, float]:
-    on_ray._trainable = nothing
+    choose._prepare_ray(private=True)
+    from robustfront.executors import ray as on_ray
+
+    on_ray._train = nothing
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         Path("job.yaml").write_text(yaml.safe_dump(JOB))
