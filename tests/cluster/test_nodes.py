@@ -27,7 +27,7 @@ pytestmark = [
 
 TRIALS, EPOCHS, OUTAGE = 24, 5, 60.0
 LONG: dict[str, Any] = {
-    "data": {"type": "digits", "train_size": 400, "val_size": 100},
+    "data": {"type": "digits", "train_size": 1000, "val_size": 100},
     "train": {"epochs": EPOCHS, "batch_size": 8, "optimizer": {"type": "sgd", "lr": 0.1}},
     "method": {"type": "trades", "inner": {"steps": 5}},
     "search_space": {"method.beta": {"log_uniform": [0.5, 12]}},
