@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         **user,
     )
     yield f"postgresql+psycopg://robustfront@127.0.0.1:{port}/postgres"
-    server.terminate()
+    server.send_signal(signal.SIGINT)  # SIGTERM would wait for MLflow's connections
     server.wait(timeout=30)
 
 
