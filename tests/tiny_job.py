@@ -1,6 +1,7 @@
 """A sweep that takes seconds, and the command line as a process of its own."""
 
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from robustfront.ledger import Ledger, SweepState
 
 JOB: dict[str, Any] = {
     "name": "tiny",
@@ -77,3 +80,32 @@ def use_store(folder: Path, template: Path) -> None:
     """An MLflow store for the sweeps in a folder: making one anew takes MLflow ten seconds."""
     (folder / "sweeps").mkdir()
     (folder / "sweeps" / "mlflow.db").write_bytes(template.read_bytes())
+
+
+def reports(sweep: Path) -> int:
+    """Epochs that a sweep, which may be running, has committed."""
+    found = rows(sweep / "ledger.db", "SELECT count(*) FROM events WHERE kind = 'reported'")
+    return int(found[0][0]) if found else 0
+
+
+def state_of(folder: Path) -> SweepState:
+    """The state of a sweep, from its ledger."""
+    ledger = Ledger.open(folder)
+    state = SweepState.of(ledger.read())
+    ledger.close()
+    return state
+
+
+def errors_of(state: SweepState) -> dict[str, dict[str, float]]:
+    """The measured errors of each trial: what must not depend on how a sweep was run."""
+    return {
+        trial.id: {key: value for key, value in trial.metrics.items() if "error" in key}
+        for trial in state.trials.values()
+    }
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

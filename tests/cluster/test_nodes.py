@@ -2,13 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 import robustfront as rf
-from robustfront.ledger import Ledger, SweepState
-from tiny_job import command, environment, rows, write_job
+from tiny_job import command, environment, errors_of, free_port, reports, state_of, write_job
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,31 +31,6 @@ LONG: dict[str, Any] = {
     "search_space": {"method.beta": {"log_uniform": [0.5, 12]}},
     "search": {"sampler": "random", "trials": TRIALS, "scheduler": None},
 }
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def state_of(folder: Path) -> SweepState:
-    ledger = Ledger.open(folder)
-    state = SweepState.of(ledger.read())
-    ledger.close()
-    return state
-
-
-def errors_of(state: SweepState) -> dict[str, dict[str, float]]:
-    return {
-        trial.id: {key: value for key, value in trial.metrics.items() if "error" in key}
-        for trial in state.trials.values()
-    }
-
-
-def reports(sweep: Path) -> int:
-    found = rows(sweep / "ledger.db", "SELECT count(*) FROM events WHERE kind = 'reported'")
-    return int(found[0][0]) if found else 0
 
 
 class Tracking:

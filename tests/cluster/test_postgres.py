@@ -4,10 +4,8 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 import robustfront as rf
-from tiny_job import write_job
+from tiny_job import free_port, write_job
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,9 +37,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for parent in [folder, *folder.parents][:3]:
             parent.chmod(0o755)
         user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     where = str(folder / "data")
     options = ["-U", "robustfront", "--auth=trust", "-D", where]
     subprocess.run([programs["initdb"], *options], check=True, capture_output=True, **user)

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,7 @@ import pytest
 from robustfront.errors import ConfigError
 from robustfront.executors.submit import check_submitter
 from robustfront.ledger import Ledger, SweepState
-from tiny_job import call, command, environment, write_job
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+from tiny_job import call, command, environment, free_port, write_job
 
 
 def test_an_address_where_nobody_answers_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import robustfront as rf
-from robustfront.ledger import Ledger, SweepState
-from tiny_job import command, environment, rows, write_job
+from robustfront.ledger import SweepState
+from tiny_job import command, environment, reports, state_of, write_job
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,13 +39,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         job = write_job(folder, **JOB)
         assert rf.run(job, {"name": "alone"}, executor="inline").problems == ()
         yield folder
-
-
-def state_of(folder: Path) -> SweepState:
-    ledger = Ledger.open(folder)
-    state = SweepState.of(ledger.read())
-    ledger.close()
-    return state
 
 
 def start(home: Path, name: str, *settings: str) -> subprocess.Popen[bytes]:
@@ -93,10 +86,8 @@ def test_two_workers_train_what_one_trains(home: Path) -> None:
 
 def test_a_killed_worker_goes_on_from_the_last_epoch(home: Path) -> None:
     process = start(home, "struck")
-    ledger = home / "sweeps" / "struck" / "ledger.db"
-    query = "SELECT count(*) FROM events WHERE kind = 'reported'"
     deadline = time.monotonic() + 300
-    while not (found := rows(ledger, query)) or found[0][0] < 2:
+    while reports(home / "sweeps" / "struck") < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     struck = workers_of(process.pid)

@@ -16,8 +16,8 @@ import pytest
 
 import robustfront as rf
 from robustfront.cli import app, main
-from robustfront.ledger import Event, Ledger, SweepState
-from tiny_job import environment, write_job
+from robustfront.ledger import Event, Ledger
+from tiny_job import environment, state_of, write_job
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -85,13 +85,6 @@ def listing(folder: Path) -> dict[Path, int]:
         for path in folder.rglob("*")
         if not path.name.endswith(("-wal", "-shm"))
     }
-
-
-def state_of(folder: Path) -> SweepState:
-    ledger = Ledger.open(folder)
-    state = SweepState.of(ledger.read())
-    ledger.close()
-    return state
 
 
 # -- help, and what is imported for it

@@ -1,10 +1,8 @@
 """Several workers that train one model give what one worker gives."""
 
 import json
-import socket
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from robustfront.threats import Threat, TrainThreat
 from robustfront.training.checkpoint import read_tensors
 from robustfront.training.team import Team
 from robustfront.training.trial import run_trial
-from tiny_job import environment
+from tiny_job import environment, free_port
 
 CONFIG: dict[str, Any] = {
     "data": {"type": "digits", "train_size": 400, "val_size": 101},
@@ -56,9 +54,7 @@ dist.destroy_process_group()
 
 def train_in_team(folder: Path, size: int, stop: int = 0) -> None:
     """A trial in a folder by so many processes, up to an epoch or to its end."""
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     arguments = [str(size), str(port), str(folder), str(stop)]
     workers = [
         subprocess.Popen(

@@ -25,7 +25,7 @@ import robustfront as rf
 from robustfront.evaluation.records import Records
 from robustfront.ledger import Ledger, SweepState
 from robustfront.sweep import resume
-from tiny_job import call, command, environment, rows, use_store, write_job
+from tiny_job import call, command, environment, errors_of, rows, state_of, use_store, write_job
 
 # MLflow's own tables use what SQLAlchemy 2.1 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -130,21 +130,6 @@ def front_by_hand(points: dict[str, tuple[float, float]]) -> set[str]:
         for trial, p in points.items()
         if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points.values())
     }
-
-
-def errors_of(state: SweepState) -> dict[str, dict[str, float]]:
-    """The measured errors of each trial: what must not depend on how a sweep was run."""
-    return {
-        trial.id: {key: value for key, value in trial.metrics.items() if "error" in key}
-        for trial in state.trials.values()
-    }
-
-
-def state_of(folder: Path) -> SweepState:
-    ledger = Ledger.open(folder)
-    state = SweepState.of(ledger.read())
-    ledger.close()
-    return state
 
 
 # -- the front

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import robustfront as rf
-from robustfront.ledger import Ledger, SweepState
-from tiny_job import call, command, environment, rows, write_job
+from robustfront.ledger import SweepState
+from tiny_job import call, command, environment, errors_of, reports, state_of, write_job
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -76,20 +76,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def state_of(folder: Path) -> SweepState:
-    ledger = Ledger.open(folder)
-    state = SweepState.of(ledger.read())
-    ledger.close()
-    return state
-
-
-def errors_of(state: SweepState) -> dict[str, dict[str, float]]:
-    return {
-        trial.id: {key: value for key, value in trial.metrics.items() if "error" in key}
-        for trial in state.trials.values()
-    }
-
-
 Start = Callable[..., subprocess.Popen[bytes]]
 
 
@@ -121,11 +107,6 @@ def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], object]) 
         assert process.poll() is None, "it has ended before"
         assert time.monotonic() < deadline, "it does not get on"
         time.sleep(0.02)
-
-
-def reports(sweep: Path) -> int:
-    found = rows(sweep / "ledger.db", "SELECT count(*) FROM events WHERE kind = 'reported'")
-    return int(found[0][0]) if found else 0
 
 
 def check_same_as_alone(home: Path, name: str) -> SweepState:

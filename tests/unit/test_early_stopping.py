@@ -278,4 +278,5 @@ def test_a_trial_without_records_gets_no_replicates_and_stops_nothing(
     sweep = play(search=search(None, trials=2, seeds=[0, 1]))
     driver = sweep.run(sweep.driver())
     assert len(driver.state.trials) == 2
+    assert len(driver.problems) == 2, "each is told once"
     assert "not records" in driver.problems[0]

@@ -45,6 +45,7 @@ class Driver:
         self._training: set[str] = set()  # handed out and not ended
         self._asked: set[str] = set()  # members of the front handed out to be measured
         self._queue: deque[str] = deque()
+        self._settled = False  # no configuration is to be trained with another seed
         self._crashes: Counter[tuple[str, str]] = Counter()  # by kind of task and trial
         self._paused: dict[str, None] = {}  # in the order in which they paused
         self._by_number: dict[int, dict[int, Trial]] = {}  # of a proposal -> seed -> trial
@@ -177,13 +178,14 @@ class Driver:
 
     def _replicate(self) -> None:
         """Queue the next seed of the configurations that can still be on the front."""
-        if len(self.job.search.seeds) == 1:
+        if self._settled or len(self.job.search.seeds) == 1:
             return
         contenders = sorted(self._contenders())
         for seed in self.job.search.seeds[1:]:
             missing = [n for n in contenders if seed not in self._by_number[n]]
             if self._add([_proposal(self._first(number)) for number in missing], seed):
                 return
+        self._settled = True
 
     def _first(self, number: int) -> Trial:
         """The trial of a proposal with the first seed."""

@@ -66,7 +66,7 @@ class Curves:
             raise DataError(f"{path}: no learning curves ({error})") from None
 
     def save(self, path: Path) -> None:
-        """As JSON, one line a trial, errors to five digits and seconds to three."""
+        """As JSON, one line a trial, every number to five digits after the point."""
         names = list(self.trials[0][1][0])
         lines = [
             json.dumps([values, [[round(report[name], 5) for name in names] for report in reports]])

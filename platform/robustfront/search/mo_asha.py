@@ -76,8 +76,10 @@ class Halving:
 
     def record(self, trial: str, epoch: int, objectives: Sequence[float]) -> None:
         """What a trial has reached at a rung, all objectives minimised; the first word counts."""
-        self._rungs.setdefault(epoch, {}).setdefault(trial, objectives)
-        self._best.pop(epoch, None)
+        rung = self._rungs.setdefault(epoch, {})
+        if trial not in rung:
+            rung[trial] = objectives
+            self._best.pop(epoch, None)
 
     def forget(self, trial: str) -> None:
         """A trial begins from scratch: what it had reached no longer counts."""
