@@ -91,7 +91,7 @@ def check_same(folder: Path, alone: Path, tolerance: float) -> None:
     weights = [read_tensors(f / "checkpoint" / "last.safetensors")[0] for f in (folder, alone)]
     for group, tensors in weights[1].items():
         for name, tensor in tensors.items():
-            drift = (weights[0][group][name] - tensor).norm() / tensor.norm()
+            drift = (weights[0][group][name] - tensor).float().norm() / tensor.float().norm()
             assert drift < 10 * tolerance, name
 
 
@@ -99,6 +99,16 @@ def test_one_step_of_two_workers_is_one_step_of_one(tmp_path: Path) -> None:
     alone = train_alone(tmp_path / "step", train={"epochs": 1, "batch_size": 400})
     train_in_team(alone.with_name("two"), 2)
     check_same(alone.with_name("two"), alone, 2e-6)
+
+
+def test_batch_norm_sees_the_whole_batch(tmp_path: Path) -> None:
+    # One step of TRADES: the statistics of two passes over 96 examples, and the gradients through.
+    data = {**CONFIG["data"], "train_size": 96, "val_size": 20}
+    train = {"epochs": 1, "batch_size": 96}
+    model = {"type": "cnn7", "width": 4}
+    alone = train_alone(tmp_path / "norm", model=model, data=data, train=train)
+    train_in_team(alone.with_name("two"), 2)
+    check_same(alone.with_name("two"), alone, 1e-5)
 
 
 def test_two_workers_go_on_where_two_others_stopped(tmp_path: Path) -> None:

@@ -131,9 +131,9 @@ class _Run:
     def start(cls, config: TrialConfig, data: DataSet, device: torch.device) -> _Run:
         torch.manual_seed(seed_of(config.seed, "init"))
         model: nn.Module = build_model(config.model, data.shape, data.classes, data.mean, data.std)
-        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         team = Team.here()
-        model = team.join(model, device)
+        model = team.join(model)
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = copy.deepcopy(model) if config.train.ema else None
         optimizer = config.train.optimizer.build(model)
         team.mean_gradients(model, optimizer)  # before they are clipped
@@ -227,7 +227,6 @@ class _Run:
         weights = torch.stack([p.detach().sum() for p in self.model.parameters()]).sum()
         stacked = torch.stack(list(sums.values())) / steps
         self.team.mean([stacked])
-        self.team.mean_buffers(self.model)
         values = stacked.tolist()
         means = {f"train/{name}": value for name, value in zip(sums, values, strict=True)}
         wrong = [name for name, value in means.items() if not math.isfinite(value)]

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robustfront.training.batch_norm import TeamBatchNorm
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,14 @@ class Team:
         dist.all_gather_object(gathered, mine)
         return gathered
 
-    def join(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model with what its workers share within a pass.
-
-        Batch norm takes the statistics of the whole batch on GPUs. On CPUs, where PyTorch has no
-        such layer, it takes each worker's own; `mean_buffers` brings the running ones together.
-        """
-        if self.size == 1 or device.type != "cuda":
-            return model
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return, no-untyped-call]
+    def join(self, model: nn.Module) -> nn.Module:
+        """The model with batch norms that take the statistics of all workers' examples."""
+        if self.size > 1:
+            for parent in list(model.modules()):
+                for name, child in parent.named_children():
+                    if isinstance(child, _BatchNorm):
+                        setattr(parent, name, TeamBatchNorm.of(child))
+        return model
 
     def mean_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Every step of the optimiser is on the mean gradient of all workers."""
@@ -84,7 +86,3 @@ class Team:
 
         if self.size > 1:
             optimizer.register_step_pre_hook(average)
-
-    def mean_buffers(self, model: nn.Module) -> None:
-        """Bring together what the workers' batch norms have seen."""
-        self.mean(buffer for buffer in model.buffers() if buffer.is_floating_point())
