@@ -224,6 +224,15 @@ class TrialConfig(Component):
         text = json.dumps(identity, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def forward_equivalents(self, train: int, val: int) -> float:
+        """Cost of one epoch in forward passes of one example, its evaluation included.
+
+        Args:
+            train, val: examples that are trained on and measured.
+        """
+        attacks = len(self.threat) * (self.evaluate.attack.forward_equivalents + 1)
+        return train * self.method.forward_equivalents + val * (1 + attacks)
+
     def parameters(self) -> dict[str, str | int | float | bool]:
         """Every resolved value by its dotted key, and what follows from them."""
         flat = _flattened(self.model_dump(mode="json", exclude={"resources", "objectives"}))

@@ -1,4 +1,4 @@
-"""What a job will cost, from one timed training step on this machine."""
+"""What a job will cost, from the sweeps that were here or one timed training step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from robustfront.config import TrialConfig
+from robustfront.config import Job, TrialConfig
 from robustfront.data import DataSet, split_data
-from robustfront.errors import DataError
+from robustfront.errors import DataError, RobustfrontError
 from robustfront.executors.choose import local_concurrency
 from robustfront.methods import StepContext
 from robustfront.models import build_model
 from robustfront.randomness import Rng
 from robustfront.search.plan import Plan
+from robustfront.sweep import Sweep, sweep_folders
 from robustfront.training.determinism import reset_process
 
 _SAMPLES = 16  # random configurations whose costs are averaged
@@ -30,6 +31,7 @@ class Estimate:
         trials: configurations.
         forward_equivalents: forward passes of one example, over all trials.
         seconds: of wall time on this machine; None where data or device are not here.
+        basis: what the seconds were measured by.
         reason: why there are no seconds.
     """
 
@@ -37,6 +39,7 @@ class Estimate:
     forward_equivalents: float | None
     seconds: float | None
     concurrency: int
+    basis: str = ""
     reason: str = ""
 
 
@@ -50,23 +53,46 @@ def estimate(plan: Plan) -> Estimate:
     trials = min(job.search.trials, size or job.search.trials)
     concurrency = local_concurrency(job)
     if not job.data.is_local:
-        return Estimate(trials, None, None, concurrency, "its data are not on this machine yet")
+        reason = "its data are not on this machine yet"
+        return Estimate(trials, None, None, concurrency, reason=reason)
     try:
         data = split_data(job.data, job.data.load(), torch.device("cpu"))
     except DataError as error:
-        return Estimate(trials, None, None, concurrency, str(error))
+        return Estimate(trials, None, None, concurrency, reason=str(error))
     sampled = [job.trial(plan.space.sample(index), 0) for index in range(_SAMPLES)]
-    mean = float(np.mean([_forward_equivalents(config, data) for config in sampled]))
-    if job.resources.gpu and not torch.cuda.is_available():
-        return Estimate(trials, trials * mean, None, concurrency, "no GPU is here to time it on")
-    seconds = trials * mean * _seconds_per_forward(sampled[0], data) / max(concurrency, 1)
-    return Estimate(trials, trials * mean, seconds, concurrency)
+    passes = trials * float(np.mean([_forward_equivalents(config, data) for config in sampled]))
+    measured = _measured_before(job)
+    if measured is None and job.resources.gpu and not torch.cuda.is_available():
+        reason = "no GPU is here to time it on"
+        return Estimate(trials, passes, None, concurrency, reason=reason)
+    pace, basis = measured or (_seconds_per_forward(sampled[0], data), "a step timed here")
+    return Estimate(trials, passes, passes * pace / max(concurrency, 1), concurrency, basis)
 
 
 def _forward_equivalents(config: TrialConfig, data: DataSet) -> float:
-    attacks = len(config.threat) * (config.evaluate.attack.forward_equivalents + 1)
-    epoch = len(data.train) * config.method.forward_equivalents + len(data.val) * (1 + attacks)
-    return config.train.epochs * epoch
+    return config.train.epochs * config.forward_equivalents(len(data.train), len(data.val))
+
+
+def _measured_before(job: Job) -> tuple[float, str] | None:
+    """Seconds for one forward pass in the newest sweep here of this model, data and device."""
+    newest_first = sorted(sweep_folders(), key=lambda f: -(f / "ledger.db").stat().st_mtime)
+    for folder in newest_first:
+        try:
+            sweep = Sweep.open(folder)
+        except RobustfrontError:
+            continue  # another command's concern
+        cost = sweep.state.cost
+        if _comparable(sweep.job, job) and cost.forward_equivalents:
+            seconds = cost.cpu_seconds / (sweep.job.resources.cpu * sweep.job.resources.workers)
+            return seconds / cost.forward_equivalents, f"the {cost.epochs} epochs of {sweep.name}"
+    return None
+
+
+def _comparable(theirs: Job, ours: Job) -> bool:
+    """Whether one job's pace tells the other's."""
+    same = ("model", "resources")
+    shapes = theirs.data.shape == ours.data.shape
+    return shapes and all(getattr(theirs, key) == getattr(ours, key) for key in same)
 
 
 def _seconds_per_forward(config: TrialConfig, data: DataSet) -> float:

@@ -35,11 +35,12 @@ def show_front(front: Front) -> None:
     errors = Table("trial", title=title, box=None, title_justify="left")
     for column in columns:
         errors.add_column(column.replace("/", " ").replace("_", " "), justify="right", min_width=12)
-    settings = Table("trial", "on the front", "configuration", box=None)
+    settings = Table("trial", "on the front", "passes, time", "configuration", box=None)
     for _, row in front.members.iterrows():
         errors.add_row(str(row["trial"]), *(_error(row, column) for column in columns))
         chance = _chance(row.get("pareto_probability"))
-        settings.add_row(str(row["trial"]), chance, Text(_parameters(row, front.parameters)))
+        parameters = Text(_parameters(row, front.parameters))
+        settings.add_row(str(row["trial"]), chance, _cost(row), parameters)
     console.print(errors, settings, sep="\n\n")
     console.print(
         f"\n{len(front.members)} of {front.count('finished')} finished trials are on the front, "
@@ -95,7 +96,8 @@ def show_status(sweeps: list[Sweep], detailed: bool) -> None:
     if not sweeps:
         console.print("no sweeps here; `robustfront run JOB.yaml` starts one")
         return
-    table = Table("sweep", "explored", "trials", "epochs", "CPU h", "GPU h", box=None)
+    heads = ("sweep", "explored", "trials", "epochs", "passes", "CPU h", "GPU h")
+    table = Table(*heads, box=None)
     for sweep in sweeps:
         trials = list(sweep.state.trials.values())
         explored = {trial.number for trial in trials}
@@ -106,6 +108,7 @@ def show_status(sweeps: list[Sweep], detailed: bool) -> None:
             f"{len(explored)}/{sweep.job.search.trials}",
             ", ".join(f"{count} {state}" for state, count in counts.items() if count),
             str(cost.epochs),
+            f"{cost.forward_equivalents:.1e}",
             f"{cost.cpu_seconds / 3600:.2f}",
             f"{cost.gpu_seconds / 3600:.2f}",
         )
@@ -144,7 +147,8 @@ def show_plan(plan: Plan, estimate: Estimate) -> None:
         else (f"{estimate.forward_equivalents:.2e} forward passes")
     )
     if estimate.seconds is not None:
-        cost += f", about {estimate.seconds / 60:.1f} min here with {estimate.concurrency} at once"
+        cost += f", about {estimate.seconds / 60:.1f} min with {estimate.concurrency} at once"
+        cost += f", by {estimate.basis}"
     budget = job.search.budget.model_dump()
     limits = {name.replace("_", " "): limit for name, limit in budget.items() if limit is not None}
     rows = {
@@ -190,6 +194,17 @@ def _error(row: pd.Series, column: str) -> str:
 
 def _chance(share: float | None) -> str:
     return "" if pd.isna(share) else f"{100 * share:.0f} %"
+
+
+def _cost(row: pd.Series) -> str:
+    """Passes of one example through the model, and for how long the scarcer device was held."""
+    passes, gpu = row.get("cost_forward_equivalents", 0), row.get("cost_gpu_seconds", 0)
+    seconds, device = (gpu, "GPU") if gpu else (row.get("cost_cpu_seconds", 0), "CPU")
+    return f"{passes:.1e}, {_duration(seconds)} {device}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.1f} h"
 
 
 def _percent(share: float) -> str:

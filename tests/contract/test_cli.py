@@ -435,6 +435,16 @@ def test_validate_reports_every_problem(cli: Call, here: Path) -> None:
     assert "data.train_size: 1500 asked for" in done.err
 
 
+def test_validate_estimates_from_sweeps_of_the_same_model_and_data(cli: Call, copy: Path) -> None:
+    assert "by a step timed here" in cli("validate", "job.yaml", "--set", "model.hidden=[7]").text
+    done = cli("validate", "job.yaml", "--set", "search.trials=100")
+    assert "by the 12 epochs of tiny" in done.text
+    state = rf.Sweep.open("tiny").state
+    passes = state.cost.forward_equivalents
+    assert passes > 0
+    assert f"{passes:.1e}" in cli("status").text
+
+
 # -- trial
 
 

@@ -56,6 +56,15 @@ def outcome(report: EpochReport, path: Path) -> tuple[dict[str, Tensor], dict[st
     return tensors, {k: v for k, v in report.metrics.items() if k not in COSTS}
 
 
+def test_an_epoch_says_what_it_cost_in_forward_passes() -> None:
+    report = next(iter(fit(trial())))
+    trained = 4 * 50 * (2 * 2 + 3)  # the last 40 of 240 fill no batch; two attack steps, one step
+    measured = 60 * (1 + 2 * 2 + 1)  # plain, the attack, its result
+    assert report.metrics["forward_equivalents"] == trained + measured
+    two_threats = trial(threat=[{"norm": "linf", "eps": "1/10"}, {"norm": "l2", "eps": 1}])
+    assert two_threats.forward_equivalents(200, 60) == trained + 60 * (1 + 2 * (2 * 2 + 1))
+
+
 def finished(config: TrialConfig, path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     *_, last = fit(config)
     return outcome(last, path)

@@ -27,6 +27,7 @@ def trials_table(state: SweepState) -> pd.DataFrame:
             "cost_epochs": trial.cost.epochs,
             "cost_cpu_seconds": trial.cost.cpu_seconds,
             "cost_gpu_seconds": trial.cost.gpu_seconds,
+            "cost_forward_equivalents": trial.cost.forward_equivalents,
             "reason": trial.reason,
             **searched(trial),
             **{_column(name): value for name, value in trial.metrics.items()},

@@ -264,7 +264,11 @@ class _Run:
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        size, steps = self._batches
         return {
+            "forward_equivalents": self.config.forward_equivalents(
+                size * steps, len(self.data.val)
+            ),
             "train_seconds": seconds,
             "evaluate_seconds": evaluate_seconds,
             "gpu_seconds": (seconds + evaluate_seconds)
