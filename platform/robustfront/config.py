@@ -96,30 +96,35 @@ class Evaluate(Component):
     batch_size: PositiveInt = 500
 
 
+def _share_or_auto(value: Any) -> Any:
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ValueError("one GPU (1), none (0), a share of one, or auto")
+    if value > 1:
+        raise ValueError("a worker uses one GPU or a share of it; `workers` takes more of them")
+    return float(value)
+
+
 class Resources(Component):
     """What each worker of a trial gets.
 
     Args:
         cpu: cores.
-        gpu: one, none, or a share of one, which is bookkeeping only.
+        gpu: one, none, or a share of one, which is bookkeeping only. `auto`: the first trial of a
+            model, method and batch size gets a whole one and measures its memory, later ones get
+            the share of it that they need.
         workers: that train one model together, each on its share of every batch.
     """
 
     cpu: PositiveInt = 1
-    gpu: NonNegativeFloat = 0.0
+    gpu: Annotated[float | Literal["auto"], PlainValidator(_share_or_auto)] = 0.0
     workers: PositiveInt = 1
-
-    @field_validator("gpu")
-    @classmethod
-    def _whole_or_share(cls, gpu: float) -> float:
-        if gpu > 1:
-            raise ValueError("a worker uses one GPU or a share of it; `workers` takes more of them")
-        return gpu
 
     @field_validator("workers")
     @classmethod
     def _whole_gpus(cls, workers: int, info: ValidationInfo) -> int:
-        if workers > 1 and info.data.get("gpu", 0) not in (0, 1):
+        if workers > 1 and info.data.get("gpu", 0) not in (0, 1, "auto"):
             raise ValueError("workers that train together use whole GPUs: set gpu to 1 (or 0)")
         return workers
 
@@ -127,6 +132,11 @@ class Resources(Component):
     def device(self) -> str:
         """Where a trial trains."""
         return "cuda" if self.gpu else "cpu"
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a worker while nothing is measured."""
+        return 1.0 if self.gpu == "auto" else self.gpu
 
 
 def _as_list(raw: Any) -> Any:

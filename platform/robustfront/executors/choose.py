@@ -91,10 +91,13 @@ def local_concurrency(job: Job) -> int:
 def concurrency(job: Job, totals: Mapping[str, float]) -> int:
     """How many trials run at once where there is so much of each resource."""
     fitting = int(totals.get("CPU", 0) // job.resources.cpu)
-    if job.resources.gpu:
+    gpus = int(totals.get("GPU", 0))
+    if job.resources.gpu == "auto" and job.resources.workers == 1:
+        # Their memory will tell how many share one; no more can run than there are cores.
+        fitting = fitting if gpus else 0
+    elif job.resources.gpu:
         # A worker never spans two GPUs. In binary fractions 1 / 0.1 may fall just short of 10.
-        per_gpu = int(1 / job.resources.gpu + 1e-9)
-        fitting = min(fitting, int(totals.get("GPU", 0)) * per_gpu)
+        fitting = min(fitting, gpus * int(1 / job.resources.gpus + 1e-9))
     fitting //= job.resources.workers
     asked = job.search.max_concurrent
     return fitting if asked == "auto" else min(asked, fitting)

@@ -12,6 +12,7 @@ import numpy as np
 
 from robustfront.config import Job, MoAsha
 from robustfront.cost import Cost
+from robustfront.executors.packing import Packing, shape_of
 from robustfront.executors.task import Message, Task
 from robustfront.ledger import Event, Ledger, SweepState, Trial
 from robustfront.search.members import members, mistakes_by_number, objectives_of
@@ -50,6 +51,7 @@ class Driver:
         self._paused: dict[str, None] = {}  # in the order in which they paused
         self._by_number: dict[int, dict[int, Trial]] = {}  # of a proposal -> seed -> trial
         self._halving = _halving(plan.job)
+        self._packing = Packing()
         for event in ledger.read():
             self._observe(event)
         self._resume(failed)
@@ -74,6 +76,9 @@ class Driver:
         end the members of the front are measured."""
         trial = self._next_trial()
         if trial is not None:
+            if self._is_being_measured(trial):
+                self._queue.appendleft(trial)
+                return "wait"
             self._training.add(trial)
             return self._task("train", trial)
         if self._training:
@@ -157,6 +162,16 @@ class Driver:
                 del self._paused[trial]
                 return trial
         return None
+
+    def _is_being_measured(self, trial: str) -> bool:
+        """Whether another trial is just finding out what this one needs of a GPU."""
+        resources, config = self.job.resources, self.state.trials[trial].config
+        if resources.gpu != "auto" or resources.workers > 1:
+            return False
+        if self._packing.share(config) is not None:
+            return False
+        others = (self.state.trials[other].config for other in self._training)
+        return any(shape_of(other) == shape_of(config) for other in others)
 
     def _prune_paused(self) -> None:
         """The search has ended, and nobody wants more of the trials that paused."""
@@ -350,7 +365,16 @@ class Driver:
         """A task with the resources the job asks for now."""
         resources = self.job.resources.model_dump(mode="json")
         config = {**self.state.trials[trial].config, "resources": resources}
+        if resources["gpu"] == "auto":
+            resources["gpu"] = self._gpu_share(kind, trial)
         return Task(kind, trial, config, str(self.folder / "trials" / trial))
+
+    def _gpu_share(self, kind: Literal["train", "measure"], trial: str) -> float:
+        """As measured; twice as much after each crash, which too little memory may have caused."""
+        share = self._packing.share(self.state.trials[trial].config)
+        if share is None or self.job.resources.workers > 1:
+            return 1.0
+        return float(min(1.0, share * 2 ** self._crashes[kind, trial]))
 
     def _commit(
         self, trial: str, kind: Any, step: int = 0, body: dict[str, Any] | None = None
@@ -373,6 +397,7 @@ class Driver:
         if event.kind == "proposed":
             self._by_number.setdefault(trial.number, {})[trial.seed] = trial
         elif event.kind == "reported":
+            self._packing.observe(trial.config, event.body["metrics"])
             if self._is_judged(trial, event.step):
                 self._record(trial, event.step, event.body["metrics"])
         elif event.kind == "paused":

@@ -23,7 +23,7 @@ class InlineExecutor:
 
     def __init__(self, job: Job, raw: RawData) -> None:
         if job.resources.gpu and not torch.cuda.is_available():
-            raise ConfigError("resources.gpu", [f"got {job.resources.gpu:g}, no GPU is here"])
+            raise ConfigError("resources.gpu", [f"got {job.resources.gpus:g}, no GPU is here"])
         if job.resources.workers > 1:
             problem = f"got {job.resources.workers}, the inline executor has one process"
             raise ConfigError("resources.workers", [problem])

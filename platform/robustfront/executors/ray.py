@@ -97,10 +97,10 @@ class RayExecutor:
 
     def _trainable(self, job: Job, verdicts: Any) -> Any:
         """What runs in a trial, with what it holds while it runs."""
-        request, timeout = job.resources, job.progress_timeout
+        timeout = job.progress_timeout
         if verdicts is None:
             alone = tune.with_parameters(_train, raw=self._raw, timeout=timeout)
-            return tune.with_resources(alone, {"cpu": request.cpu, "gpu": request.gpu})
+            return tune.with_resources(alone, _held)
         team = tune.with_parameters(
             train_in_team,
             raw=[self._raw],
@@ -141,7 +141,7 @@ def _check_resources(request: Resources, total: dict[str, float]) -> None:
         f"resources.{key}: got {asked:g} for one trial, the cluster has {total.get(name, 0):g}"
         for key, name, asked in (
             ("cpu", "CPU", request.cpu * request.workers),
-            ("gpu", "GPU", request.gpu * request.workers),
+            ("gpu", "GPU", request.gpus * request.workers),
         )
         if asked > total.get(name, 0)
     ]
@@ -179,6 +179,13 @@ def _sees(path: str) -> bool:
 
 def _folder_name(trial: TuneTrial) -> str:
     return str(trial.trial_id)
+
+
+def _held(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial holds while it runs: the driver says so with its task."""
+    resources = config["task"]["config"]["resources"]
+    held = {"CPU": resources["cpu"], "GPU": resources["gpu"]}
+    return tune.PlacementGroupFactory([{name: amount for name, amount in held.items() if amount}])
 
 
 def _train(config: dict[str, Any], raw: Any, timeout: float | None) -> None:

@@ -140,6 +140,7 @@ class _Run:
         if config.train.clip_norm is not None:
             _clip_before_each_step(optimizer, model, config.train.clip_norm)
         if device.type == "cuda":
+            torch.cuda.empty_cache()  # what an earlier trial in this process has held
             torch.cuda.reset_peak_memory_stats(device)
         return cls(config, data, device, model, average, optimizer, team)
 
@@ -260,8 +261,11 @@ class _Run:
 
     def cost(self, seconds: float, evaluate_seconds: float) -> Metrics:
         """What the epoch cost; `gpu_seconds` is all the time for which it held its GPU."""
+        gpu = {}
         if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
+            peak = torch.cuda.max_memory_reserved(self.device)
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            gpu = {"gpu_memory_bytes": float(total)}
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         size, steps = self._batches
@@ -272,10 +276,11 @@ class _Run:
             "train_seconds": seconds,
             "evaluate_seconds": evaluate_seconds,
             "gpu_seconds": (seconds + evaluate_seconds)
-            * self.config.resources.gpu
+            * self.config.resources.gpus
             * self.team.size,
             "images_per_second": len(self.data.train) / seconds,
             "peak_memory_bytes": float(peak),
+            **gpu,
         }
 
     def save(self, path: Path) -> None:

@@ -51,7 +51,7 @@ def run_trial(
         OutOfMemory: the device has no memory left.
     """
     if config.resources.gpu and not torch.cuda.is_available():
-        raise ConfigError("resources.gpu", [f"got {config.resources.gpu:g}, no GPU is here"])
+        raise ConfigError("resources.gpu", [f"got {config.resources.gpus:g}, no GPU is here"])
     device = torch.device(config.resources.device)
     data = split_data(config.data, raw or config.data.load(), device)
     team = Team.here()
