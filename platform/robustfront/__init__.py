@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         RobustfrontError,
         SearchSpaceError,
         SoundnessError,
+        StorageError,
         TrialError,
     )
     from robustfront.evaluation.evaluate import evaluate
@@ -31,6 +32,7 @@ _HOMES = {
     "RobustfrontError": "errors",
     "SearchSpaceError": "errors",
     "SoundnessError": "errors",
+    "StorageError": "errors",
     "TrialError": "errors",
     "Sweep": "sweep",
     "evaluate": "evaluation.evaluate",
@@ -48,6 +50,7 @@ __all__ = [
     "RobustfrontError",
     "SearchSpaceError",
     "SoundnessError",
+    "StorageError",
     "Sweep",
     "TrialConfig",
     "TrialError",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from robustfront.errors import ConfigError, DataError, RobustfrontError
+from robustfront.errors import ConfigError, DataError, RobustfrontError, is_full
 
 if TYPE_CHECKING:
     from robustfront.sweep import Sweep
@@ -193,6 +193,11 @@ def main() -> None:
         sys.exit(2)
     except RobustfrontError as error:
         print(error, file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"{error.filename or 'a file'}: the disk is full", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; `robustfront resume SWEEP` goes on", file=sys.stderr)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import (
@@ -335,6 +336,30 @@ class Search(Component):
         return seeds
 
 
+class LedgerStore(Component):
+    """Where a sweep's events are kept.
+
+    Args:
+        url: of a PostgreSQL database, `postgresql://user@host/database`, where the sweep gets a
+            schema of its own; null: SQLite in the sweep's folder. libpq finds the password in
+            PGPASSWORD or ~/.pgpass.
+    """
+
+    url: str | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _postgresql_without_password(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme != "postgresql":
+            raise ValueError(f"got {parts.scheme}:..., allowed is postgresql://user@host/database")
+        if parts.password is not None:
+            raise ValueError("holds a password; set PGPASSWORD or write it to ~/.pgpass")
+        return url
+
+
 class Tracking(Component):
     """Where MLflow keeps the sweep.
 
@@ -355,6 +380,7 @@ class Job(TrialConfig):
     name: Annotated[str, Field(pattern=NAME, max_length=100)]
     search_space: dict[str, Any] = {}
     search: Search = Search()
+    ledger: LedgerStore = LedgerStore()
     tracking: Tracking = Tracking()
     on_divergence: Literal["worst", "fail"] = "worst"
     retries: NonNegativeInt = 2  # of a trial after errors of its own

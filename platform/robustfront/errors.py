@@ -4,6 +4,7 @@ RobustfrontError
 +-- ConfigError          a job, a trial's configuration or a command-line option is wrong
 |   +-- SearchSpaceError     the same for a search space
 +-- DataError            data, weights or a checkpoint cannot be read
++-- StorageError         a disk is full or the ledger's database does not answer; `resume` goes on
 +-- TrialError           one trial cannot go on; the sweep does
 |   +-- Diverged             its loss or one of its objectives is not finite
 |   +-- OutOfMemory          its device has no memory left
@@ -12,6 +13,7 @@ RobustfrontError
 The command line turns ConfigError and DataError into exit code 2 and a message without a traceback.
 """
 
+import errno
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -46,6 +48,10 @@ class DataError(RobustfrontError):
     """Data, weights or a checkpoint that are missing or unreadable."""
 
 
+class StorageError(RobustfrontError):
+    """What has happened cannot be written down; later, `resume` can go on."""
+
+
 class TrialError(RobustfrontError):
     """One trial cannot go on; the others are not concerned."""
 
@@ -60,6 +66,15 @@ class OutOfMemory(TrialError):
 
 class SoundnessError(RobustfrontError):
     """A certified example was attacked successfully in the same threat set."""
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that a disk or a quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def nearest(found: object, allowed: Sequence[str]) -> str:

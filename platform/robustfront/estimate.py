@@ -75,7 +75,7 @@ def _forward_equivalents(config: TrialConfig, data: DataSet) -> float:
 
 def _measured_before(job: Job) -> tuple[float, str] | None:
     """Seconds for one forward pass in the newest sweep here of this model, data and device."""
-    newest_first = sorted(sweep_folders(), key=lambda f: -(f / "ledger.db").stat().st_mtime)
+    newest_first = sorted(sweep_folders(), key=lambda folder: -folder.stat().st_mtime)
     for folder in newest_first:
         try:
             sweep = Sweep.open(folder)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from robustfront.cost import Cost
-from robustfront.errors import DataError
+from robustfront.errors import ConfigError, DataError, StorageError
 
 Kind = Literal[
     "created",  # the sweep; body: job, uid, version, executor, warm
@@ -37,6 +38,9 @@ Kind = Literal[
 Status = Literal["waiting", "running", "paused", "finished", "pruned", "failed", "diverged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 ENDS = ("finished", "pruned", "diverged", "failed")
+
+FILE = "ledger.db"
+ELSEWHERE = "ledger.json"  # in its place: the database that keeps the ledger
 
 _METADATA = sa.MetaData()
 _EVENTS = sa.Table(
@@ -82,27 +86,42 @@ class Event:
 
 
 class Ledger:
-    """Events in a transactional store: SQLite with full synchronisation, or a database by URL."""
+    """Events in a transactional store: SQLite with full synchronisation, or PostgreSQL.
 
-    def __init__(self, url: str | sa.URL) -> None:
-        self.engine = sa.create_engine(url)
+    A method raises StorageError where the disk is full or the database does not answer.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
         self._insert: Any = postgresql.insert
-        if self.engine.dialect.name == "sqlite":
+        if engine.dialect.name == "sqlite":
             self._insert = sqlite.insert
-            sa.event.listen(self.engine, "connect", _durable)
+            sa.event.listen(engine, "connect", _durable)
 
     @classmethod
-    def create(cls, folder: Path) -> Ledger:
-        """A new ledger in a sweep's folder."""
+    def create(cls, folder: Path, url: str | None = None, schema: str = "robustfront") -> Ledger:
+        """A new ledger in a sweep's folder.
+
+        Args:
+            url: of a PostgreSQL database that keeps it; the folder then says where it is.
+            schema: of that database, which is made.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        ledger = cls(_sqlite(folder / "ledger.db"))
-        _METADATA.create_all(ledger.engine)
+        if url is None:
+            ledger = cls(_sqlite(folder / FILE))
+        else:
+            ledger = cls(_postgresql(url, schema))
+            (folder / ELSEWHERE).write_text(json.dumps({"url": url, "schema": schema}))
+            with _storage(), ledger.engine.begin() as connection:
+                connection.execute(sa.schema.CreateSchema(schema))
+        with _storage():
+            _METADATA.create_all(ledger.engine)
         return ledger
 
     @classmethod
     def in_memory(cls) -> Ledger:
         """A new ledger that ends with its process."""
-        ledger = cls("sqlite://")
+        ledger = cls(sa.create_engine("sqlite://"))
         _METADATA.create_all(ledger.engine)
         return ledger
 
@@ -112,25 +131,43 @@ class Ledger:
 
         Raises:
             DataError: there is none, or it is not readable.
+            StorageError: its database does not answer.
         """
-        path = folder / "ledger.db"
+        if not is_sweep(folder):
+            raise DataError(f"{folder}: no sweep here ({FILE} is missing)")
+        path = folder / FILE
         if not path.is_file():
-            raise DataError(f"{folder}: no sweep here (ledger.db is missing)")
-        ledger = cls(_sqlite(path))
+            path = folder / ELSEWHERE
+        ledger = cls(_sqlite(path) if path.name == FILE else _elsewhere(path))
         try:
-            with ledger.engine.connect() as connection:
-                found = connection.execute(sa.text("PRAGMA quick_check")).scalar()
-            tables = sa.inspect(ledger.engine).get_table_names()
-        except sa.exc.DatabaseError as error:
+            if problem := ledger._problem():
+                raise DataError(f"{path}: {problem}")
+        except BaseException:
             ledger.close()
-            raise DataError(f"{path}: not a ledger ({error.orig})") from None
-        problem = "" if found == "ok" else f"damaged: {found}"
-        if not problem and "events" not in tables:
-            problem = "not a ledger (it has no events)"
-        if problem:
-            ledger.close()
-            raise DataError(f"{path}: {problem}")
+            raise
         return ledger
+
+    def _problem(self) -> str:
+        """Why this is no ledger; empty if it is one."""
+        try:
+            with self.engine.connect() as connection:
+                if self.engine.dialect.name == "sqlite":
+                    found = connection.execute(sa.text("PRAGMA quick_check")).scalar()
+                    if found != "ok":
+                        return f"damaged: {found}"
+                tables = sa.inspect(connection).get_table_names()
+        except sa.exc.DatabaseError as error:
+            if self.engine.dialect.name != "sqlite":
+                raise _no_answer(error) from None
+            return f"not a ledger ({error.orig})"
+        return "" if "events" in tables else "not a ledger (it has no events)"
+
+    def drop(self) -> None:
+        """Take back what `create` made in a database; a file goes with its folder."""
+        if self.engine.dialect.name == "postgresql":
+            with _storage(), self.engine.begin() as connection:
+                schema = connection.execute(sa.text("SELECT current_schema()")).scalar_one()
+                connection.execute(sa.schema.DropSchema(schema, cascade=True))
 
     def append(self, events: Iterable[Event]) -> list[Event]:
         """Commit events in one transaction; those that happened already are left out.
@@ -139,7 +176,7 @@ class Ledger:
             The new ones, with their places and times.
         """
         committed = []
-        with self.engine.begin() as connection:
+        with _storage(), self.engine.begin() as connection:
             for event in events:
                 row = {
                     "time": time.time(),
@@ -159,19 +196,19 @@ class Ledger:
         """Events after a place, in order: all, or the first of them."""
         query = sa.select(_EVENTS).where(_EVENTS.c.seq > after).order_by(_EVENTS.c.seq)
         query = query.limit(at_most)
-        with self.engine.connect() as connection:
+        with _storage(), self.engine.connect() as connection:
             return [_event(dict(row)) for row in connection.execute(query).mappings()]
 
     def acknowledged(self, consumer: str) -> int:
         """The place up to which a consumer has dealt with the events."""
         query = sa.select(_OFFSETS.c.seq).where(_OFFSETS.c.consumer == consumer)
-        with self.engine.connect() as connection:
+        with _storage(), self.engine.connect() as connection:
             return int(connection.execute(query).scalar() or 0)
 
     def acknowledge(self, consumer: str, seq: int) -> None:
         """Remember that a consumer has dealt with all events up to `seq`."""
         mine = _OFFSETS.c.consumer == consumer
-        with self.engine.begin() as connection:
+        with _storage(), self.engine.begin() as connection:
             if not connection.execute(_OFFSETS.update().where(mine).values(seq=seq)).rowcount:
                 connection.execute(_OFFSETS.insert().values(consumer=consumer, seq=seq))
 
@@ -180,9 +217,63 @@ class Ledger:
         self.engine.dispose()
 
 
-def _sqlite(path: Path) -> sa.URL:
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder holds a ledger, or says where it is."""
+    return any((folder / name).is_file() for name in (FILE, ELSEWHERE))
+
+
+def check_database(url: str | None) -> None:
+    """Whether a ledger can be made there.
+
+    Raises:
+        ConfigError: the database does not answer.
+    """
+    if url is None:
+        return
+    engine = _postgresql(url, "public")
+    try:
+        engine.connect().close()
+    except sa.exc.DatabaseError as error:
+        raise ConfigError("ledger.url", [f"got {url!r}: {_no_answer(error)}"]) from None
+    finally:
+        engine.dispose()
+
+
+def _sqlite(path: Path) -> sa.Engine:
     # As an object: in a text, `?` and `%` in a folder's name would be read as syntax.
-    return sa.URL.create("sqlite", database=str(path))
+    return sa.create_engine(sa.URL.create("sqlite", database=str(path)))
+
+
+def _postgresql(url: str, schema: str) -> sa.Engine:
+    options = {
+        "options": f"-csearch_path={schema}",
+        "connect_timeout": 10,
+        # A folder from elsewhere must not lead PGPASSWORD to a server that asks for it in clear.
+        "require_auth": "!password,!md5",
+    }
+    where = sa.make_url(url).set(drivername="postgresql+psycopg")
+    return sa.create_engine(where, connect_args=options, pool_pre_ping=True)
+
+
+def _elsewhere(path: Path) -> sa.Engine:
+    try:
+        where = json.loads(path.read_text())
+        return _postgresql(where["url"], where["schema"])
+    except (ValueError, KeyError, TypeError, sa.exc.ArgumentError) as error:
+        raise DataError(f"{path}: does not say where the ledger is ({error!r})") from None
+
+
+@contextmanager
+def _storage() -> Iterator[None]:
+    """What the database cannot do as one kind of error."""
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        raise _no_answer(error) from None
+
+
+def _no_answer(error: sa.exc.DatabaseError) -> StorageError:
+    return StorageError(f"the ledger cannot be used: {' '.join(str(error.orig).split())}")
 
 
 def _event(row: dict[str, Any]) -> Event:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from robustfront.evaluation.records import Records
 from robustfront.executors.choose import Executor, Kind, make_executor
 from robustfront.executors.driver import Driver, Failed
 from robustfront.executors.live import Display
-from robustfront.ledger import Event, Ledger, SweepState
+from robustfront.ledger import Event, Ledger, SweepState, check_database, is_sweep
 from robustfront.problems import overlaid
 from robustfront.search.members import objectives_of
 from robustfront.search.plan import Plan, check, load_plan
@@ -134,6 +134,7 @@ def run(
         )
         raise ConfigError(str(job), [f"name: the sweep {folder} exists; {hint}"])
     warm = warm_start(plan)
+    check_database(plan.job.ledger.url)
     Shipper.warm_up()
     hands = make_executor(executor, plan.job, folder, address)
     try:
@@ -227,15 +228,15 @@ def find(sweep: str | Path) -> Path:
     """
     candidates = [Path(sweep).absolute(), Path("sweeps").absolute() / sweep]
     for folder in candidates:
-        if (folder / "ledger.db").is_file():
+        if is_sweep(folder):
             return folder
     known = [folder.name for folder in sweep_folders()]
     raise DataError(f"no sweep {str(sweep)!r} here{nearest(sweep, known) if known else ''}")
 
 
 def sweep_folders() -> list[Path]:
-    """All sweeps under `sweeps/`."""
-    return sorted(path.parent for path in Path("sweeps").absolute().glob("*/ledger.db"))
+    """All sweeps under `sweeps/`; hidden folders are drafts that a crash has left."""
+    return sorted(folder for folder in Path("sweeps").absolute().glob("[!.]*") if is_sweep(folder))
 
 
 def _shown(folder: Path) -> str:
@@ -257,13 +258,18 @@ def _extended(state: SweepState, changes: Mapping[str, Any], folder: Path) -> Pl
 def _create(folder: Path, plan: Plan, executor: Kind, warm: list[dict[str, Any]]) -> None:
     """The sweep's folder with its first event: all of it, or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with ExitStack() as undo:
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        undo.callback(shutil.rmtree, draft, ignore_errors=True)
         draft.chmod(0o755)
-        ledger = Ledger.create(draft)
+        uid = uuid.uuid4().hex
+        ledger = undo.enter_context(
+            closing(Ledger.create(draft, plan.job.ledger.url, f"robustfront_{uid}"))
+        )
+        undo.callback(ledger.drop)
         body = {
             "job": plan.settings,
-            "uid": uuid.uuid4().hex,
+            "uid": uid,
             "version": _version(),
             "executor": executor,
             "warm": warm,
@@ -276,9 +282,7 @@ def _create(folder: Path, plan: Plan, executor: Kind, warm: list[dict[str, Any]]
             os.rename(draft, folder)
         except OSError:
             raise ConfigError("name", [f"{folder} was made by somebody else just now"]) from None
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        undo.pop_all()
 
 
 def _version() -> str:

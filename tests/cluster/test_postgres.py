@@ -1,11 +1,14 @@
-"""MLflow on PostgreSQL."""
+"""MLflow and the ledger on PostgreSQL."""
 
 import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import pytest
 from mlflow import MlflowClient
 
 import robustfront as rf
-from tiny_job import free_port, write_job
+from robustfront.errors import ConfigError, DataError
+from robustfront.ledger import Event, Ledger, is_sweep
+from tiny_job import call, command, environment, errors_of, free_port, state_of, write_job
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,41 +27,60 @@ pytestmark = [
 ]
 
 
+class Server:
+    """A PostgreSQL server of its own, on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        # PostgreSQL refuses to run as root.
+        self.user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+            for parent in [folder, *folder.parents][:3]:
+                parent.chmod(0o755)
+            self.user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
+        options = ["-U", "robustfront", "--auth=trust", "-D", str(folder / "data")]
+        subprocess.run(["initdb", *options], check=True, capture_output=True, **self.user)
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://robustfront@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        where = ["-D", str(self.folder / "data"), "-k", str(self.folder)]
+        self.process = subprocess.Popen(
+            ["postgres", *where, "-h", "127.0.0.1", "-p", str(self.port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **self.user,
+        )
+        for _ in range(100):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)  # SIGTERM would wait for its clients
+        self.process.wait(timeout=30)
+
+
 @pytest.fixture
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server of its own; its address for SQLAlchemy."""
-    programs = {name: shutil.which(name) for name in ("initdb", "postgres")}
-    if not all(programs.values()):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if not all(shutil.which(name) for name in ("initdb", "postgres")):
         pytest.skip("no PostgreSQL (initdb, postgres) on this machine")
-    folder = tmp_path_factory.mktemp("postgres")
-    # PostgreSQL refuses to run as root.
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        for parent in [folder, *folder.parents][:3]:
-            parent.chmod(0o755)
-        user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-    port = free_port()
-    where = str(folder / "data")
-    options = ["-U", "robustfront", "--auth=trust", "-D", where]
-    subprocess.run([programs["initdb"], *options], check=True, capture_output=True, **user)
-    server = subprocess.Popen(
-        [programs["postgres"], "-D", where, "-h", "127.0.0.1", "-p", str(port), "-k", str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        **user,
-    )
-    yield f"postgresql+psycopg://robustfront@127.0.0.1:{port}/postgres"
-    server.send_signal(signal.SIGINT)  # SIGTERM would wait for MLflow's connections
-    server.wait(timeout=30)
+    made = Server(tmp_path_factory.mktemp("postgres"))
+    made.start()
+    yield made
+    made.stop()
 
 
 def test_eight_trials_at_once_lose_and_double_no_metric(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
     monkeypatch.chdir(tmp_path)
     search = {"sampler": "random", "trials": 16, "scheduler": None, "max_concurrent": 8}
+    database = server.url.replace("postgresql", "postgresql+psycopg")
     job = write_job(tmp_path, search=search, tracking={"uri": database})
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     done = rf.run(job)
@@ -77,3 +101,72 @@ def test_eight_trials_at_once_lose_and_double_no_metric(
             points = client.get_metric_history(children[trial.id].info.run_id, name)
             told = sorted((point.step, point.value) for point in points)
             assert told == [(e, report[name]) for e, report in sorted(trial.reports.items())]
+
+
+def test_a_sweep_with_its_ledger_there_is_the_same_and_survives_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone = rf.run(write_job(tmp_path), {"name": "alone"}, executor="inline")
+    job = write_job(tmp_path, ledger={"url": server.url})
+    running = subprocess.Popen(
+        command("run", str(job), "--executor", "inline"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "sweeps" / "tiny"
+    while epochs(folder) < 4:
+        assert running.poll() is None
+        time.sleep(0.05)
+    server.stop()
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 1 and "Traceback" not in out + err
+    assert "the ledger cannot be used" in out and "resume tiny" in out
+    down = call(tmp_path, "status")
+    assert down.returncode == 1 and "the ledger cannot be used" in down.stderr
+    server.start()
+    done = call(tmp_path, "resume", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "ledger.db").exists()
+    sweep = rf.Sweep.open("tiny")
+    assert errors_of(sweep.state) == errors_of(alone.state)
+    ledger = Ledger.open(folder)
+    assert ledger.acknowledged("mlflow") == ledger.read()[-1].seq
+    ledger.close()
+
+
+def epochs(folder: Path) -> int:
+    """Epochs that a sweep has committed so far."""
+    return state_of(folder).cost.epochs if is_sweep(folder) else 0
+
+
+def test_ledgers_in_one_database_do_not_know_each_other(tmp_path: Path, server: Server) -> None:
+    ledgers = [Ledger.create(tmp_path / name, server.url, name) for name in ("a", "b")]
+    ledgers[0].append([Event("created", body={"job": {"name": "a"}})])
+    assert [len(ledger.read()) for ledger in ledgers] == [1, 0]
+    ledgers[1].drop()
+    for ledger in ledgers:
+        ledger.close()
+    again = Ledger.open(tmp_path / "a")
+    assert again.read()[0].body == {"job": {"name": "a"}}
+    again.close()
+    with pytest.raises(DataError, match="no events"):
+        Ledger.open(tmp_path / "b")
+
+
+def test_a_database_that_asks_for_the_password_in_clear_is_not_told_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    access = server.folder / "data" / "pg_hba.conf"
+    access.write_text("host all all 127.0.0.1/32 password\n")
+    server.stop()
+    server.start()
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    monkeypatch.chdir(tmp_path)
+    job = write_job(tmp_path, ledger={"url": server.url})
+    with pytest.raises(ConfigError, match="(?s)ledger.url.*cleartext password"):
+        rf.run(job, executor="inline")
+    assert not (tmp_path / "sweeps").exists()

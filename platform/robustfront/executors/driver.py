@@ -12,6 +12,7 @@ import numpy as np
 
 from robustfront.config import Job, MoAsha
 from robustfront.cost import Cost
+from robustfront.errors import StorageError
 from robustfront.executors.packing import Packing, shape_of
 from robustfront.executors.task import Message, Task
 from robustfront.ledger import Event, Ledger, SweepState, Trial
@@ -43,6 +44,7 @@ class Driver:
         self.listeners: list[Callable[[Event], None]] = []
         self.exhausted = False
         self.complete = False  # nothing was left to do when somebody last asked
+        self.halted = False  # what happens cannot be written down any more
         self._training: set[str] = set()  # handed out and not ended
         self._asked: set[str] = set()  # members of the front handed out to be measured
         self._queue: deque[str] = deque()
@@ -74,6 +76,13 @@ class Driver:
     def next(self) -> Task | Literal["wait", "done"]:
         """The next task: interrupted trials, those worth more epochs, new ones, replicates; at the
         end the members of the front are measured."""
+        try:
+            return "done" if self.halted else self._next()
+        except StorageError as error:
+            self.halt(str(error))
+            return "done"
+
+    def _next(self) -> Task | Literal["wait", "done"]:
         trial = self._next_trial()
         if trial is not None:
             if self._is_being_measured(trial):
@@ -94,16 +103,35 @@ class Driver:
 
     def started(self, task: Task) -> None:
         """A worker begins, or goes on with, a task."""
-        if task.kind == "train":
+        if task.kind != "train" or self.halted:
+            return
+        try:
             self._commit(task.trial, "started", self.state.trials[task.trial].starts)
+        except StorageError as error:
+            self.halt(str(error))
 
     def heard(self, task: Task, message: Message) -> bool:
         """A worker's message; whether the worker may go on."""
+        try:
+            return not self.halted and self._heard(task, message)
+        except StorageError as error:
+            self.halt(str(error))
+            return False
+
+    def halt(self, reason: str) -> None:
+        """Hand out and write down nothing more; a later `resume` finds all as it was."""
+        if not self.halted:
+            self.halted = True
+            self.problems.append(reason)
+
+    def _heard(self, task: Task, message: Message) -> bool:
         if "epoch" in message:
             return self._reported(task.trial, message["epoch"], message["metrics"])
         if "measured" in message:
             self._commit(task.trial, "measured", 0, {"metrics": message["measured"]})
             return True
+        if message["end"] == "full":
+            raise StorageError(message["reason"])
         if message["end"] == "crashed" and self._tries_again(task, message["reason"]):
             return False
         if task.kind == "measure":

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from robustfront.config import Job, Resources
 from robustfront.data import RawData
-from robustfront.errors import ConfigError
+from robustfront.errors import ConfigError, is_full
 from robustfront.executors.choose import concurrency
 from robustfront.executors.driver import Driver
 from robustfront.executors.ray_team import Verdicts, train_in_team
@@ -91,6 +91,10 @@ class RayExecutor:
         )
         try:
             tuner.fit()
+        except Exception as error:
+            if not is_full(error):
+                raise
+            driver.halt(f"{driver.folder}: the disk is full")
         finally:
             del _DRIVERS[name]
             shutil.rmtree(scratch, ignore_errors=True)

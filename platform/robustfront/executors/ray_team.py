@@ -15,6 +15,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from robustfront.errors import StorageError
 from robustfront.executors.task import Message, Task
 from robustfront.executors.watchdog import watched
 from robustfront.executors.worker import work
@@ -83,7 +84,8 @@ def train_in_team(
         trainer.fit()
     except TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1]
-        tune.report({"message": json.dumps({"end": "crashed", "reason": reason}), "number": -1})
+        end = "full" if StorageError.__name__ in reason else "crashed"
+        tune.report({"message": json.dumps({"end": end, "reason": reason}), "number": -1})
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -99,8 +101,9 @@ def _worker(config: dict[str, Any]) -> None:
 def _or_raise(messages: Iterator[Message]) -> Iterator[Message]:
     """A crash of one worker must end all: the others would wait for it for ever."""
     for message in messages:
-        if message.get("end") == "crashed":
-            raise RuntimeError(message["reason"])
+        if message.get("end") in ("crashed", "full"):
+            kind = StorageError if message["end"] == "full" else RuntimeError
+            raise kind(message["reason"])
         yield message
 
 

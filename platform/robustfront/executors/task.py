@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 Message = dict[str, Any]
 """What a worker says: {"epoch", "metrics"} after an epoch, {"measured": metrics}, and at the end
-{"end": finished | diverged | failed | crashed, "reason"}."""
+{"end": finished | diverged | failed | crashed | full, "reason"}."""
 
 
 @dataclass(frozen=True)

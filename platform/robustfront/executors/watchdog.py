@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+from robustfront.errors import is_full
 from robustfront.executors.task import Message, Task
 
 _STORY = "silence.txt"  # in the trial's folder: where each thread of a silent worker was
@@ -29,11 +32,21 @@ def _next_or_die(
 ) -> Message | None:
     if timeout is None:
         return next(messages, None)
-    folder.mkdir(parents=True, exist_ok=True)
     # A thread of the interpreter's own, which a deadlock cannot stop.
-    with (folder / _STORY).open("w") as story:
+    with _open(folder / _STORY) as story:
         faulthandler.dump_traceback_later(timeout, exit=True, file=story)
         try:
             return next(messages, None)
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _open(path: Path) -> IO[str]:
+    """The file, or on a full disk none: that is for the trial itself to find out."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w")
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return open(os.devnull, "w")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from robustfront.config import TrialConfig
 from robustfront.data import RawData
-from robustfront.errors import ConfigError, DataError, Diverged
+from robustfront.errors import ConfigError, DataError, Diverged, is_full
 from robustfront.executors.task import Message, Task
 from robustfront.training.trial import measure_final, run_trial
 
@@ -17,7 +17,8 @@ from robustfront.training.trial import measure_final, run_trial
 def work(task: Task, raw: RawData | None) -> Iterator[Message]:
     """Do a task; whatever goes wrong is a message, the last one.
 
-    `failed` is an error that a retry would only repeat, `crashed` one that it may mend.
+    `failed` is an error that a retry would only repeat, `crashed` one that it may mend, `full` a
+    disk with no room.
     """
     folder = Path(task.folder)
     config = TrialConfig.model_validate(task.config)
@@ -33,7 +34,10 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
         yield {"end": "diverged", "reason": str(error)}
     except (ConfigError, DataError) as error:
         yield {"end": "failed", "reason": str(error)}
-    except Exception:
+    except Exception as error:
+        if is_full(error):
+            yield {"end": "full", "reason": f"{folder}: the disk is full"}
+            return
         story = traceback.format_exc()
         _try_to_write(folder / "error.txt", story)
         yield {"end": "crashed", "reason": f"{story.strip().splitlines()[-1]} (see {folder})"}

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from robustfront.config import Job, TrialConfig
+from robustfront.errors import StorageError
 from robustfront.evaluation.records import Records
 from robustfront.ledger import ENDS, STATUSES, Event, Ledger, SweepState, Trial
 from robustfront.search.members import members, sweep_hypervolume
@@ -73,7 +74,11 @@ class Shipper:
         """
         self._stop.set()
         self._thread.join(timeout)
-        last = self._ledger.read(self._ledger.acknowledged(CONSUMER))
+        try:
+            last = self._ledger.read(self._ledger.acknowledged(CONSUMER))
+        except StorageError as error:
+            self.problem = str(error)
+            last = []
         if not self._thread.is_alive():
             self._ledger.close()
         return len(last)
@@ -164,10 +169,11 @@ class Shipper:
 
     def _send_front(self) -> None:
         assert self._runs is not None
-        self._front_due, self._front_sent = False, time.monotonic()
+        self._front_sent = time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
             front_of(self.folder, self.job, self._state).write(Path(scratch))
             self._runs.client.log_artifacts(self._runs.parent, scratch, "front")
+        self._front_due = False
 
 
 class _Runs:

@@ -21,7 +21,7 @@ from torch import Tensor
 from robustfront.attacks import Attack
 from robustfront.config import TrialConfig, load_trial
 from robustfront.data import DataSet, RawData, Split, split_data
-from robustfront.errors import ConfigError, OutOfMemory
+from robustfront.errors import ConfigError, OutOfMemory, is_full
 from robustfront.evaluation.evaluate import measure
 from robustfront.evaluation.records import Records
 from robustfront.training.checkpoint import (
@@ -81,6 +81,8 @@ def _claim(folder: Path, config: TrialConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if is_full(error):
+            raise
         raise ConfigError(str(folder), [f"cannot be made a folder: {error.strerror}"]) from None
     path = folder / "config.json"
     if path.exists() and load_trial(path).id != config.id:
