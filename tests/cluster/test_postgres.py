@@ -1,78 +1,23 @@
 """MLflow and the ledger on PostgreSQL."""
 
-import os
-import pwd
-import shutil
-import signal
-import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 import robustfront as rf
+from postgres_server import Server
 from robustfront.errors import ConfigError, DataError
 from robustfront.ledger import Event, Ledger, is_sweep
-from tiny_job import call, command, environment, errors_of, free_port, state_of, write_job
+from tiny_job import call, command, environment, errors_of, state_of, write_job
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-
-
-class Server:
-    """A PostgreSQL server of its own, on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        # PostgreSQL refuses to run as root.
-        self.user: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-            for parent in [folder, *folder.parents][:3]:
-                parent.chmod(0o755)
-            self.user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-        options = ["-U", "robustfront", "--auth=trust", "-D", str(folder / "data")]
-        subprocess.run(["initdb", *options], check=True, capture_output=True, **self.user)
-
-    @property
-    def url(self) -> str:
-        return f"postgresql://robustfront@127.0.0.1:{self.port}/postgres"
-
-    def start(self) -> None:
-        where = ["-D", str(self.folder / "data"), "-k", str(self.folder)]
-        self.process = subprocess.Popen(
-            ["postgres", *where, "-h", "127.0.0.1", "-p", str(self.port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            **self.user,
-        )
-        for _ in range(100):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)  # SIGTERM would wait for its clients
-        self.process.wait(timeout=30)
-
-
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if not all(shutil.which(name) for name in ("initdb", "postgres")):
-        pytest.skip("no PostgreSQL (initdb, postgres) on this machine")
-    made = Server(tmp_path_factory.mktemp("postgres"))
-    made.start()
-    yield made
-    made.stop()
 
 
 def test_eight_trials_at_once_lose_and_double_no_metric(
