@@ -25,7 +25,7 @@ from robustfront.data import RawData
 from robustfront.errors import ConfigError, is_full
 from robustfront.executors.choose import concurrency
 from robustfront.executors.driver import Driver
-from robustfront.executors.ray_team import Verdicts, train_in_team
+from robustfront.executors.ray_team import SCRATCH, Verdicts, train_in_team
 from robustfront.executors.task import Task
 from robustfront.executors.watchdog import silence, watched
 from robustfront.executors.worker import work
@@ -65,7 +65,7 @@ class RayExecutor:
         # Tune looks for its own logs at the end, and warns of each that is not there.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         name = str(driver.folder)
-        scratch = driver.folder / ".tune"
+        scratch = driver.folder / SCRATCH
         shutil.rmtree(scratch, ignore_errors=True)
         _DRIVERS[name] = driver
         verdicts = None
@@ -109,7 +109,6 @@ class RayExecutor:
             train_in_team,
             raw=[self._raw],
             verdicts=verdicts,
-            retries=job.infrastructure_retries,
             timeout=timeout,
         )
         # The workers hold what they need; one byte is the least that Tune can reserve.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from robustfront.executors.watchdog import watched
 from robustfront.executors.worker import work
 from robustfront.training.team import Team
 
+SCRATCH = ".tune"  # in the sweep's folder, while it runs: what Tune and Train write
 _PAUSE = 0.02  # seconds between looks for a verdict
 
 
@@ -47,9 +49,11 @@ class Verdicts:
 
 
 def train_in_team(
-    config: dict[str, Any], raw: list[Any], verdicts: Any, retries: int, timeout: float | None
+    config: dict[str, Any], raw: list[Any], verdicts: Any, timeout: float | None
 ) -> None:
     """A trial's own process: starts the workers, relays what they say, and ends after them.
+
+    It dies with its workers, so that Tune, and nobody else, counts how often they are lost.
 
     Args:
         raw: holds the reference to the data, which only the workers read.
@@ -74,18 +78,39 @@ def train_in_team(
             resources_per_worker=each,
         ),
         run_config=train.RunConfig(
-            name=name,
-            storage_path=str(Path(task.folder) / ".train"),
+            name=uuid.uuid4().hex,  # Train would go on from what it finds under an old name
+            storage_path=str(Path(task.folder).parents[1] / SCRATCH),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]
-            failure_config=train.FailureConfig(max_failures=retries),
+            failure_config=train.FailureConfig(max_failures=0),
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
+        if (end := _end(error)) is None:
+            raise
         reason = str(error).strip().splitlines()[-1]
-        end = "full" if StorageError.__name__ in reason else "crashed"
         tune.report({"message": json.dumps({"end": end, "reason": reason}), "number": -1})
+
+
+class _Crashed(RuntimeError):
+    """An error of the trial's own."""
+
+
+class _PeerLost(RuntimeError):
+    """Another worker's process is gone."""
+
+
+def _end(error: TrainingFailedError) -> str | None:
+    """How a trial ended whose workers failed; None where a worker was lost.
+
+    Train passes on its workers' errors as texts.
+    """
+    failures = [str(failure) for failure in getattr(error, "worker_failures", {}).values()]
+    if any(StorageError.__name__ in failure for failure in failures):
+        return "full"
+    own = bool(failures) and all(_Crashed.__name__ in failure for failure in failures)
+    return "crashed" if own else None
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -101,9 +126,11 @@ def _worker(config: dict[str, Any]) -> None:
 def _or_raise(messages: Iterator[Message]) -> Iterator[Message]:
     """A crash of one worker must end all: the others would wait for it for ever."""
     for message in messages:
-        if message.get("end") in ("crashed", "full"):
-            kind = StorageError if message["end"] == "full" else RuntimeError
-            raise kind(message["reason"])
+        end, reason = message.get("end"), message.get("reason", "")
+        if end == "full":
+            raise StorageError(reason)
+        if end == "crashed":
+            raise _PeerLost(reason) if "closed by peer" in reason else _Crashed(reason)
         yield message
 
 

@@ -10,8 +10,9 @@ from typing import IO
 
 from robustfront.errors import is_full
 from robustfront.executors.task import Message, Task
+from robustfront.training.team import Team
 
-_STORY = "silence.txt"  # in the trial's folder: where each thread of a silent worker was
+_STORY = "silence-{}.txt"  # in the trial's folder, by rank: where a silent worker's threads were
 
 
 def watched(messages: Iterator[Message], task: Task, timeout: float | None) -> Iterator[Message]:
@@ -21,10 +22,10 @@ def watched(messages: Iterator[Message], task: Task, timeout: float | None) -> I
 
 
 def silence(task: Task) -> str:
-    """Where to read what a worker did when it was ended for its silence; else empty."""
-    story = Path(task.folder) / _STORY
-    told = story.is_file() and story.stat().st_size > 0
-    return f", at last because it made no progress (see {story})" if told else ""
+    """Where to read what workers did when they were ended for their silence; else empty."""
+    stories = sorted(Path(task.folder).glob(_STORY.format("*")))
+    told = " and ".join(str(story) for story in stories if story.stat().st_size)
+    return f", at last because it made no progress (see {told})" if told else ""
 
 
 def _next_or_die(
@@ -33,7 +34,7 @@ def _next_or_die(
     if timeout is None:
         return next(messages, None)
     # A thread of the interpreter's own, which a deadlock cannot stop.
-    with _open(folder / _STORY) as story:
+    with _open(folder / _STORY.format(Team.here().rank)) as story:
         faulthandler.dump_traceback_later(timeout, exit=True, file=story)
         try:
             return next(messages, None)
