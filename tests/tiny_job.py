@@ -25,7 +25,7 @@ JOB: dict[str, Any] = {
         "attack": {"type": "pgd", "steps": 3},
         "final": {"type": "pgd", "steps": 5, "restarts": 2, "examples": 50},
     },
-    "search": {"sampler": "random", "trials": 4},
+    "search": {"sampler": "random", "trials": 4, "scheduler": None},
 }
 SPACE: dict[str, Any] = {
     "method.type": {"choice": ["standard", "trades"]},

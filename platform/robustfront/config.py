@@ -315,6 +315,11 @@ class Search(Component):
 
     All are trained with the first seed; the other seeds are for those that can still be on the
     front when the search has ended.
+
+    Args:
+        scheduler: null trains every trial to its end; a job file that does not speak of it gets
+            `default_scheduler`.
+        warm_start: earlier sweeps, by name or folder, that the sampler learns from.
     """
 
     sampler: Literal["random", "tpe", "nsga2", "gp", "grid"] = "tpe"
@@ -323,9 +328,7 @@ class Search(Component):
     sampler_seed: NonNegativeInt = 0
     scheduler: MoAsha | None = None
     budget: Budget = Budget()
-    warm_start: tuple[
-        str, ...
-    ] = ()  # earlier sweeps, by name or folder, that the sampler learns from
+    warm_start: tuple[str, ...] = ()
     max_concurrent: Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)] = "auto"
 
     @field_validator("seeds")
@@ -432,6 +435,16 @@ class Job(TrialConfig):
         if config is None:
             raise ConfigError(f"{self.name}: {dict(values)}", problems)
         return config
+
+
+def default_scheduler(job: Job) -> MoAsha | None:
+    """What stops trials early in a job that does not say: the winner of benchmarks/search.md.
+
+    A grid is there to be seen whole, and trials no longer than the grace cannot be stopped.
+    """
+    scheduler = MoAsha()
+    whole = job.search.sampler == "grid" or job.train.epochs <= scheduler.grace_epochs
+    return None if whole else scheduler
 
 
 # Keys that hold paths: relative to the file they stand in, or to the current folder after --set.

@@ -41,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        search = {"sampler": "random", "trials": TRIALS}
+        search = {"sampler": "random", "trials": TRIALS, "scheduler": None}
         done = rf.run(write_job(folder, search=search), executor="inline")
         assert done.problems == ()
         assert done.pending == 0
@@ -324,7 +324,7 @@ def listing(folder: Path) -> set[Path]:
 
 
 def test_a_sweep_is_extended_by_new_trials(elsewhere: Path) -> None:
-    job = write_job(elsewhere, search={"sampler": "random", "trials": 2})
+    job = write_job(elsewhere, search={"sampler": "random", "trials": 2, "scheduler": None})
     first = rf.run(job, executor="inline")
     errors = errors_of(first.state)
     longer = resume("tiny", set={"search.trials": 4})
@@ -344,7 +344,7 @@ def test_a_sweep_is_extended_by_new_trials(elsewhere: Path) -> None:
 
 def test_several_threats_are_measured_with_their_union_for_every_seed(elsewhere: Path) -> None:
     threats = [{"norm": "linf", "eps": "1/10"}, {"norm": "l2", "eps": "1/2"}]
-    search = {"sampler": "random", "trials": 2, "seeds": [0, 3]}
+    search = {"sampler": "random", "trials": 2, "seeds": [0, 3], "scheduler": None}
     objectives = [
         "standard_error",
         "val/robust_error/linf_0.1/pgd3",

@@ -24,7 +24,7 @@ LONG: dict[str, Any] = {
     "train": {"epochs": EPOCHS, "batch_size": 8, "optimizer": {"type": "sgd", "lr": 0.1}},
     "method": {"type": "trades", "inner": {"steps": 5}},
     "search_space": {"method.beta": {"log_uniform": [0.5, 12]}},
-    "search": {"sampler": "random", "trials": TRIALS},
+    "search": {"sampler": "random", "trials": TRIALS, "scheduler": None},
 }
 Process = tuple[int, int]  # its id and when it started, for ids are used again
 

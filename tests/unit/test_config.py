@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from robustfront.attacks import PGD
-from robustfront.config import TrialConfig, load_trial
+from robustfront.config import MoAsha, TrialConfig, load_trial
 from robustfront.errors import ConfigError
 from robustfront.problems import overlaid, parse_overrides
-from robustfront.search.plan import Plan, load_plan
+from robustfront.search.plan import Plan, check, load_plan
 
 BASE: dict[str, Any] = {
     "name": "tiny",
@@ -402,6 +402,34 @@ def test_problems_of_the_job_and_of_its_space_are_reported_together(tmp_path: Pa
 
 
 # -- what YAML makes of numbers
+
+
+@pytest.mark.parametrize(
+    ("search", "epochs", "stops"),
+    [
+        ({}, 2, True),
+        ({"sampler": "random", "trials": 5}, 10, True),
+        ({"scheduler": None}, 10, False),
+        ({"sampler": "grid"}, 10, False),
+        ({}, 1, False),
+    ],
+)
+def test_trials_are_stopped_early_unless_the_job_says_otherwise_or_they_cannot_be(
+    tmp_path: Path, search: dict[str, Any], epochs: int, stops: bool
+) -> None:
+    space = {"method.type": {"choice": ["standard", "trades"]}}
+    plan = plan_of(tmp_path, search=search, train={"epochs": epochs}, search_space=space)
+    assert plan.job.search.scheduler == (MoAsha() if stops else None)
+    # written out, for the day when the default is another one
+    assert plan.settings["search"]["scheduler"] == (MoAsha().model_dump() if stops else None)
+
+
+def test_a_sweep_from_before_there_was_a_default_scheduler_goes_on_without_one(
+    tmp_path: Path,
+) -> None:
+    settings = plan_of(tmp_path, search={"trials": 3}).settings
+    stored = {**settings, "search": {"trials": 3}}
+    assert check(stored, "job.yaml").job.search.scheduler is None
 
 
 def test_yaml_traps_are_read_as_meant(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution
 
 from robustfront.errors import DataError
 from robustfront.ledger import SweepState
-from robustfront.search.plan import Plan, check
+from robustfront.search.plan import Plan, check, new_plan
 from robustfront.search.space import Space, Values
 
 Report = dict[str, float]
@@ -81,7 +81,7 @@ class Curves:
         Raises:
             ConfigError: with every problem of that search.
         """
-        return check({**self.settings, "search": dict(search)}, "search")
+        return new_plan({**self.settings, "search": dict(search)}, "search")
 
 
 class Nearest:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustfront.config import Job, TrialConfig, read_settings
+from robustfront.config import Job, TrialConfig, default_scheduler, read_settings
 from robustfront.errors import ConfigError, nearest
 from robustfront.problems import overlaid, read_mapping, validated
 from robustfront.search.space import Space
@@ -36,11 +36,29 @@ def load_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
     Raises:
         ConfigError: with every problem of both files.
     """
-    return check(read_settings(path, overrides or {}), str(path))
+    return new_plan(read_settings(path, overrides or {}), str(path))
+
+
+def new_plan(settings: dict[str, Any], where: str) -> Plan:
+    """Check the settings of a sweep that is to begin.
+
+    A scheduler they leave out is written into them: a sweep keeps to it when it is resumed, also by
+    a version with another default.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    plan = check(settings, where)
+    if "scheduler" in plan.job.search.model_fields_set:
+        return plan
+    scheduler = default_scheduler(plan.job)
+    chosen = None if scheduler is None else scheduler.model_dump(mode="json")
+    search = {**plan.settings.get("search", {}), "scheduler": chosen}
+    return check({**plan.settings, "search": search}, where)
 
 
 def check(settings: dict[str, Any], where: str) -> Plan:
-    """Check settings that are read already.
+    """Check settings that say everything, such as those of a sweep that has begun.
 
     Raises:
         ConfigError: with every problem.
