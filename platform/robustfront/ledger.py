@@ -277,7 +277,10 @@ def _no_answer(error: sa.exc.DatabaseError) -> StorageError:
 
 
 def _event(row: dict[str, Any]) -> Event:
-    return Event(**{**row, "body": json.loads(row["body"])})
+    try:
+        return Event(**{**row, "body": json.loads(row["body"])})
+    except ValueError as error:
+        raise DataError(f"the ledger is damaged: event {row['seq']} ({error})") from None
 
 
 def _durable(connection: Any, _: Any) -> None:
@@ -343,7 +346,20 @@ class SweepState:
         return state
 
     def apply(self, event: Event) -> None:
-        """Take one more event into account."""
+        """Take one more event into account.
+
+        Raises:
+            DataError: no sweep writes such an event.
+        """
+        try:
+            self._apply(event)
+        except (KeyError, TypeError, AttributeError) as error:
+            problem = f"event {event.seq} ({event.kind} {event.trial}) is none of a sweep's"
+            raise DataError(f"the ledger is damaged: {problem} ({error!r})") from None
+
+    def _apply(self, event: Event) -> None:
+        if event.kind not in get_args(Kind):
+            raise KeyError(event.kind)
         self.seq = event.seq
         if event.kind in ("created", "extended"):
             self.job = event.body["job"]
