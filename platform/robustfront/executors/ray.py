@@ -50,10 +50,14 @@ class RayExecutor:
     def __init__(self, job: Job, raw: RawData, folder: Path, address: str | None = None) -> None:
         _connect(address)
         try:
-            total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            _check_resources(job.resources, total)
+            asked = job.search.max_concurrent
+            if address is None or asked == "auto":
+                total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+                _check_resources(job.resources, total)
+                asked = concurrency(job, total)
+            # Else the cluster may be empty still: it grows by what waits.
+            self.concurrency = asked
             _check_storage(folder)
-            self.concurrency = concurrency(job, total)
             # One copy a node, shared by its workers.
             self._raw = ray.put(raw)
         except BaseException:
@@ -141,7 +145,8 @@ def _connect(address: str | None) -> None:
 
 def _check_resources(request: Resources, total: dict[str, float]) -> None:
     problems = [
-        f"resources.{key}: got {asked:g} for one trial, the cluster has {total.get(name, 0):g}"
+        f"resources.{key}: got {asked:g} for one trial, the cluster has {total.get(name, 0):g}; "
+        "if it grows on demand, say with search.max_concurrent how many may run at once"
         for key, name, asked in (
             ("cpu", "CPU", request.cpu * request.workers),
             ("gpu", "GPU", request.gpus * request.workers),
@@ -168,8 +173,8 @@ def _check_storage(folder: Path) -> None:
         ]
         blind = [
             f"{node['NodeName']} does not see {folder.parent}; `storage` names a folder that all do"
-            for node, seen in zip(nodes, ray.get(looks), strict=True)
-            if not seen
+            for node, look in zip(nodes, looks, strict=True)
+            if not _answer(look)
         ]
     if blind:
         raise ConfigError("storage", blind)
@@ -178,6 +183,14 @@ def _check_storage(folder: Path) -> None:
 @ray.remote
 def _sees(path: str) -> bool:
     return Path(path).is_file()
+
+
+def _answer(look: Any) -> bool:
+    """What a node saw; one that has gone meanwhile needs to see nothing."""
+    try:
+        return bool(ray.get(look))
+    except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+        return True
 
 
 def _folder_name(trial: TuneTrial) -> str:
