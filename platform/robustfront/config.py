@@ -279,10 +279,9 @@ class MoAsha(Component):
 
     Args:
         grace_epochs: epochs that every trial gets.
-        reduction_factor: of n trials that come to a rung, floor(n / reduction_factor) go on, and at
-            least one.
-        mode: `stop` ends the others for good; `promote` lets them pause, and go on when they are
-            among the best after all.
+        reduction_factor: of n trials that come to a rung, floor(n / reduction_factor) go on.
+        mode: `stop` ends the others for good, and always lets the best go on; `promote` lets them
+            pause, and go on when they are among the best after all.
         in_ramp: whether trials are judged while their training radius still grows.
     """
 
@@ -442,7 +441,7 @@ def default_scheduler(job: Job) -> MoAsha | None:
 
     A grid is there to be seen whole, and trials no longer than the grace cannot be stopped.
     """
-    scheduler = MoAsha()
+    scheduler = MoAsha(mode="promote")
     whole = job.search.sampler == "grid" or job.train.epochs <= scheduler.grace_epochs
     return None if whole else scheduler
 

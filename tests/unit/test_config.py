@@ -419,9 +419,10 @@ def test_trials_are_stopped_early_unless_the_job_says_otherwise_or_they_cannot_b
 ) -> None:
     space = {"method.type": {"choice": ["standard", "trades"]}}
     plan = plan_of(tmp_path, search=search, train={"epochs": epochs}, search_space=space)
-    assert plan.job.search.scheduler == (MoAsha() if stops else None)
+    expected = MoAsha(mode="promote") if stops else None
+    assert plan.job.search.scheduler == expected
     # written out, for the day when the default is another one
-    assert plan.settings["search"]["scheduler"] == (MoAsha().model_dump() if stops else None)
+    assert plan.settings["search"]["scheduler"] == (expected and expected.model_dump())
 
 
 def test_a_sweep_from_before_there_was_a_default_scheduler_goes_on_without_one(

@@ -188,6 +188,16 @@ def test_promotion_finds_the_best_that_stopping_lost(play: Callable[..., Play]) 
         assert (trial.epoch > 1) or not halving.wants(trial.id, 1)
 
 
+@pytest.mark.parametrize("trials", [1, 2, 8])
+def test_the_best_of_a_small_sweep_is_trained_to_its_end(
+    play: Callable[..., Play], trials: int
+) -> None:
+    driver = (sweep := play(search=search(PROMOTE, trials=trials))).run(sweep.driver())
+    statuses = {t.number: t.status for t in driver.state.trials.values()}
+    assert list(statuses.values()).count("finished") == 1
+    assert set(statuses.values()) <= {"finished", "pruned"}
+
+
 # -- the budget
 
 
@@ -195,15 +205,15 @@ def test_promotion_finds_the_best_that_stopping_lost(play: Callable[..., Play]) 
 def test_a_spent_budget_ends_the_sweep_and_a_larger_one_goes_on(
     play: Callable[..., Play], scheduler: Any
 ) -> None:
-    whole = play("whole", search=search(scheduler, trials=6))
+    whole = play("whole", search=search(scheduler, trials=20))
     whole.run(whole.driver())
-    sweep = play("budget", search=search(scheduler, trials=6, budget={"epochs": 13}))
+    sweep = play("budget", search=search(scheduler, trials=20, budget={"epochs": 22}))
     driver = sweep.run(sweep.driver())
     assert driver.spent
-    assert driver.state.cost.epochs == 13
+    assert driver.state.cost.epochs == 22
     statuses = [t.status for t in driver.state.trials.values()]
     assert "running" not in statuses and "paused" in statuses
-    sweep.plan = check({**JOB, "search": search(scheduler, trials=6)}, "job.yaml")
+    sweep.plan = check({**JOB, "search": search(scheduler, trials=20)}, "job.yaml")
     driver = sweep.run(sweep.driver())
     assert sorted(sweep.table()) == sorted(whole.table())
 

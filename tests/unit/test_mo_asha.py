@@ -18,20 +18,23 @@ def test_better_fronts_come_first() -> None:
     assert order[5] == 3
 
 
-def test_within_a_front_the_best_in_the_first_objective_then_the_farthest() -> None:
-    # From row 0 row 2 is farther than row 4, which lies between them.
-    assert best(TABLE, 3) == [0, 2, 4]
-    assert best(TABLE, 2) == [0, 2]
+def test_within_a_front_the_one_that_dominates_most_and_then_the_farthest() -> None:
+    # Alone rows 0, 2, 4 dominate 0.09, 0.25 and 0.32; from row 4 row 0 is farther than row 2.
+    assert best(TABLE, 3) == [4, 0, 2]
+    assert best(TABLE, 1) == [4]
 
 
-def test_objectives_in_other_units_are_ranked_alike() -> None:
-    assert best(TABLE * [1000, 0.001], 6) == best(TABLE, 6)
+def test_distances_are_taken_after_scaling() -> None:
+    # From row 1 row 2 is farther as the objectives are, row 0 once their ranges are the same.
+    points = np.array([[0.1, 0.6], [0.2, 0.5], [0.5, 0.499]])
+    assert best(points, 2) == [1, 0]
 
 
 def test_an_epsilon_net_spreads() -> None:
     line = np.array([[0.0, 10.0], [1.0, 9.0], [2.0, 8.0], [9.0, 1.0], [10.0, 0.0]])
-    assert epsilon_net(line, 5)[:2] == [0, 4]
-    assert set(epsilon_net(line, 3)) == {0, 4, 2}
+    assert epsilon_net(line, 5, first=0)[:2] == [0, 4]
+    assert set(epsilon_net(line, 3, first=0)) == {0, 4, 2}
+    assert epsilon_net(line, 2, first=3) == [3, 0]
 
 
 points = st.integers(1, 30).flatmap(
@@ -71,6 +74,14 @@ def test_the_share_that_goes_on_is_rounded_down_but_never_to_nobody() -> None:
     # The best of one to five trials goes on; of six it is the best two.
     assert wanted == [True, False, False, True, False, True]
     assert halving.wants("3", 1) and not halving.wants("0", 1)
+
+
+def test_those_that_can_wait_wait_until_one_of_three_goes_on() -> None:
+    halving = Halving(1, 3)
+    for at, error in enumerate([0.5, 0.6, 0.7]):
+        assert not any(halving.wants(str(some), 1, least=0) for some in range(at))
+        halving.record(str(at), 1, [error, error])
+    assert [halving.wants(str(at), 1, least=0) for at in range(3)] == [True, False, False]
 
 
 def test_a_trial_that_begins_again_no_longer_counts() -> None:

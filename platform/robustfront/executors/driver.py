@@ -179,14 +179,17 @@ class Driver:
                 return self._queue.popleft()
         if self._training:
             return None
+        # Nothing new comes: the best of a rung need not wait until it is one of three.
+        if (promoted := self._promoted(least=1)) is not None:
+            return promoted
         self._prune_paused()
         self._replicate()
         return self._queue.popleft() if self._queue else None
 
-    def _promoted(self) -> str | None:
+    def _promoted(self, least: int = 0) -> str | None:
         """A paused trial that is worth more epochs; those that got farthest first."""
         for trial in sorted(self._paused, key=lambda name: -self.state.trials[name].epoch):
-            if self._wanted(self.state.trials[trial], self.state.trials[trial].epoch):
+            if self._wanted(self.state.trials[trial], self.state.trials[trial].epoch, least):
                 del self._paused[trial]
                 return trial
         return None
@@ -288,15 +291,16 @@ class Driver:
         scheduler = self.job.search.scheduler
         if scheduler is not None and self._is_judged(trial, epoch):
             self._record(trial, epoch, metrics)
-            if not self._wanted(trial, epoch):
+            # What is stopped is lost, so somebody always goes on; what pauses can wait.
+            if not self._wanted(trial, epoch, least=int(scheduler.mode == "stop")):
                 late = _pruned(trial, f"not among the best after {epoch} epochs")
                 return [late if scheduler.mode == "stop" else pause]
         cost = self.state.cost + Cost.of(metrics, trial.config["resources"])
         return [pause] if self.job.search.budget.spent(cost) else []
 
-    def _wanted(self, trial: Trial, epoch: int) -> bool:
+    def _wanted(self, trial: Trial, epoch: int, least: int) -> bool:
         """Whether a trial that has trained for so many epochs is worth more."""
-        return not self._is_judged(trial, epoch) or self._halving.wants(trial.id, epoch)
+        return not self._is_judged(trial, epoch) or self._halving.wants(trial.id, epoch, least)
 
     def _is_judged(self, trial: Trial, epoch: int) -> bool:
         """Whether the halving looks at a trial after an epoch."""

@@ -3,9 +3,8 @@
 Source: Schmucker, Donini, Zafar, Salinas & Archambeau 2021 (arXiv:2106.12639), with the ranking by
 non-dominated sorting and an epsilon-net.
 Deviates:
-    the epsilon-net starts at the point that is best in the first objective, where the paper draws
-    a point at random, so that a decision is a function of the table alone;
-    the best of a rung always goes on, also while it holds fewer than reduction_factor trials;
+    the epsilon-net starts at the point that dominates most hypervolume alone, where the paper draws
+    a point at random: a decision is a function of the table, and a rung that keeps one keeps that;
     one bracket.
 """
 
@@ -22,26 +21,29 @@ from robustfront.search.pareto import Points
 def best(points: Points, count: int) -> list[int]:
     """Rows of `count` of the points (n, m), best first: front by front, spread within a front.
 
-    Each objective is scaled to the range it has among the points.
+    Distances are those of objectives scaled to the range they have among the points; hypervolume is
+    against the worst error, 1.
     """
     if not len(points):
         return []
     low, high = points.min(axis=0), points.max(axis=0)
     scaled = (points - low) / np.where(high > low, high - low, 1.0)
+    volumes = np.maximum(1 - points, 0).prod(axis=1)
     ranks = moocore.pareto_rank(points)
     chosen: list[int] = []
     for rank in range(int(ranks.max()) + 1):
         front = np.flatnonzero(ranks == rank)
-        chosen += [int(front[i]) for i in epsilon_net(scaled[front], count - len(chosen))]
+        rows = epsilon_net(scaled[front], count - len(chosen), int(volumes[front].argmax()))
+        chosen += [int(front[row]) for row in rows]
         if len(chosen) >= count:
             break
     return chosen
 
 
-def epsilon_net(points: Points, count: int) -> list[int]:
-    """Rows of `count` of the points (n, m): the best in the first objective, then always the one
-    farthest from those chosen."""
-    following = int(np.lexsort(points.T[::-1])[0])
+def epsilon_net(points: Points, count: int, first: int) -> list[int]:
+    """Rows of `count` of the points (n, m): `first`, then always the one farthest from those
+    chosen."""
+    following = first
     columns = points.T.copy()
     nearest = np.full(len(points), np.inf)  # squared distance to the nearest of those chosen
     order: list[int] = []
@@ -59,13 +61,13 @@ class Halving:
 
     Args:
         grace: epochs of the first rung.
-        factor: of n trials in a rung, floor(n / factor) go on, and at least one.
+        factor: of n trials in a rung, floor(n / factor) go on.
     """
 
     def __init__(self, grace: int, factor: int) -> None:
         self.grace, self.factor = grace, factor
         self._rungs: dict[int, dict[str, Sequence[float]]] = {}
-        self._best: dict[int, frozenset[str]] = {}
+        self._best: dict[int, dict[int, frozenset[str]]] = {}  # of a rung, by `least`
 
     def is_rung(self, epoch: int) -> bool:
         """Whether trials are judged after so many epochs."""
@@ -87,13 +89,17 @@ class Halving:
             rung.pop(trial, None)
         self._best.clear()
 
-    def wants(self, trial: str, epoch: int) -> bool:
-        """Whether a trial of a rung is worth more epochs, as far as one can tell now."""
-        if epoch not in self._best:
+    def wants(self, trial: str, epoch: int, least: int = 1) -> bool:
+        """Whether a trial of a rung is worth more epochs, as far as one can tell now.
+
+        Args:
+            least: so many of the rung go on, however few it holds.
+        """
+        known = self._best.setdefault(epoch, {})
+        if least not in known:
             rung = self._rungs[epoch]
-            rows = best(
-                np.array(list(rung.values()), dtype=float), max(1, len(rung) // self.factor)
-            )
+            points = np.array(list(rung.values()), dtype=float)
             names = list(rung)
-            self._best[epoch] = frozenset(names[row] for row in rows)
-        return trial in self._best[epoch]
+            rows = best(points, max(least, len(rung) // self.factor))
+            known[least] = frozenset(names[row] for row in rows)
+        return trial in known[least]
