@@ -1,21 +1,16 @@
 """A sweep on a cluster whose nodes and tracking server die under it."""
 
-import os
-import signal
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 import robustfront as rf
-from tiny_job import command, environment, errors_of, free_port, reports, state_of, write_job
+from mlflow_server import Tracking, check_told_once
+from tiny_job import command, environment, errors_of, reports, state_of, write_job
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,38 +26,6 @@ LONG: dict[str, Any] = {
     "search_space": {"method.beta": {"log_uniform": [0.5, 12]}},
     "search": {"sampler": "random", "trials": TRIALS, "scheduler": None},
 }
-
-
-class Tracking:
-    """An MLflow server of its own that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        arguments = ["server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        store = f"sqlite:///{self.folder / 'server.db'}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *arguments, "--backend-store-uri", store]
-            + ["--artifacts-destination", str(self.folder / "served")],
-            env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                return
-            time.sleep(0.5)
-        raise AssertionError("the tracking server does not start")
-
-    def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture
@@ -135,14 +98,4 @@ def test_every_node_and_the_tracking_server_die_once(
     assert errors_of(state) == errors_of(state_of(tmp_path / "sweeps" / "alone"))
     assert all(sorted(t.reports) == list(range(1, EPOCHS + 1)) for t in state.trials.values())
 
-    client = MlflowClient(tracking.uri)
-    experiment = client.get_experiment_by_name("robustfront")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    children = [run for run in runs if "robustfront.trial" in run.data.tags]
-    assert sorted(run.data.tags["robustfront.trial"] for run in children) == sorted(state.trials)
-    for run in children:
-        trial = state.trials[run.data.tags["robustfront.trial"]]
-        history = client.get_metric_history(run.info.run_id, "robust_error")
-        told = [(point.step, point.value) for point in history]
-        assert sorted(told) == [(e, r["robust_error"]) for e, r in sorted(trial.reports.items())]
+    check_told_once(tracking.uri, state)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import robustfront as rf
+from processes import descendants, title
 from robustfront.ledger import SweepState
 from tiny_job import command, environment, reports, state_of, write_job
 
@@ -64,18 +65,7 @@ def check_same_as_alone(home: Path, name: str) -> SweepState:
 
 def workers_of(driver: int) -> list[int]:
     """The processes that train, among all that a driver started."""
-    parents, titles = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid = int(stat.parent.name)
-            parents[pid] = int(stat.read_text().rpartition(")")[2].split()[1])
-            titles[pid] = (stat.parent / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-    family = {driver}
-    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= grown
-    return [pid for pid in family if "RayTrainWorker" in titles.get(pid, "")]
+    return [pid for pid, _ in descendants(driver) if "RayTrainWorker" in title(pid)]
 
 
 def test_two_workers_train_what_one_trains(home: Path) -> None:

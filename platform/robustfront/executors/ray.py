@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.tune.callback import Callback as TuneCallback
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
@@ -134,13 +137,26 @@ def _connect(address: str | None) -> None:
             problem = f"got {address!r}, no Ray cluster answers there ({error})"
             raise ConfigError("--address", [problem]) from None
         return
-    # "local": the default would attach to any Ray that happens to run on this machine.
-    start(
-        address="local",
-        num_cpus=len(os.sched_getaffinity(0)),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-    )
+    with _within_this_machine():
+        # "local": the default would attach to any Ray that happens to run on this machine.
+        start(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+@contextmanager
+def _within_this_machine() -> Iterator[None]:
+    """Ray listens on loopback only. By itself it replaces that address by an outer one, unless it
+    takes this machine for one of those (macOS, Windows) that cannot be part of a cluster."""
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
 
 
 def _check_resources(request: Resources, total: dict[str, float]) -> None:
