@@ -1,13 +1,17 @@
-"""Processes of this machine: who descends from whom, what they hold open, where they listen."""
+"""Processes of this machine: who descends from whom, what they hold open, where they listen; how to
+wait for one and how to end it."""
 
 import ipaddress
 import os
+import signal
+import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 Process = tuple[int, int]  # its id and when it started, for ids are used again
+Start = Callable[..., subprocess.Popen[bytes]]  # a command line in the background
 _LISTENING = "0A"
 
 
@@ -43,6 +47,33 @@ def title(pid: int) -> str:
 def titled(pid: int, start: str) -> list[int]:
     """The descendants of a process whose title starts so."""
     return [child for child, _ in descendants(pid) if title(child).startswith(start)]
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """A process, if it has not ended, and all that it and its children have started."""
+    family = descendants(process.pid) if process.poll() is None else set()
+    for pid, _ in family:
+        kill(pid)
+    process.wait()
+
+
+def wait_for(process: subprocess.Popen[bytes], reached: Callable[[], object]) -> None:
+    """Until it is so, or the process has ended."""
+    deadline = time.monotonic() + 600
+    while not reached() and process.poll() is None:
+        assert time.monotonic() < deadline, "it does not get on"
+        time.sleep(0.02)
+
+
+def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], object]) -> None:
+    """Until it is so, before the process ends."""
+    wait_for(process, reached)
+    assert reached(), "it has ended before"
 
 
 def gone(family: set[Process], seconds: float = 90) -> set[Process]:

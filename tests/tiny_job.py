@@ -5,12 +5,15 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+import robustfront as rf
 from robustfront.ledger import Ledger, SweepState
 
 JOB: dict[str, Any] = {
@@ -41,6 +44,16 @@ def write_job(folder: Path, file: str = "job.yaml", **changes: Any) -> Path:
     path = folder / file
     path.write_text(yaml.safe_dump({**JOB, **changes}))
     return path
+
+
+@contextmanager
+def run_alone(folder: Path, job: dict[str, Any]) -> Iterator[Path]:
+    """A folder to work in, where the sweep `alone` of a job has run undisturbed, without Ray."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        alone = rf.run(write_job(folder, **job), {"name": "alone"}, executor="inline")
+        assert alone.problems == ()
+        yield folder
 
 
 def command(*arguments: str) -> list[str]:

@@ -1,21 +1,16 @@
 """Workers, drivers, all of a sweep's processes and the tracking server die at random moments."""
 
-import os
 import random
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import robustfront as rf
 from mlflow_server import Tracking, check_told_once
-from processes import descendants, held_open, listening, titled
-from tiny_job import command, environment, errors_of, reports, state_of, write_job
+from processes import Start, descendants, held_open, kill, kill_all, listening, titled, wait_for
+from tiny_job import errors_of, reports, run_alone, state_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,54 +28,12 @@ JOB: dict[str, Any] = {
     "infrastructure_retries": 20,
 }
 WORKER = "ray::ImplicitFunc"
-Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder a user works in, where the sweep has run undisturbed."""
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        alone = rf.run(write_job(folder, **JOB), {"name": "alone"}, executor="inline")
-        assert alone.problems == ()
+    with run_alone(tmp_path_factory.mktemp("home"), JOB) as folder:
         yield folder
-
-
-@pytest.fixture
-def start(home: Path) -> Iterator[Start]:
-    started: list[subprocess.Popen[bytes]] = []
-
-    def begin(*arguments: str) -> subprocess.Popen[bytes]:
-        with (home / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
-                command(*arguments), cwd=home, env=environment(), stdout=log, stderr=log
-            )
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        kill_all(process)
-
-
-def kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    for pid, _ in descendants(process.pid):
-        kill(pid)
-    process.wait()
-
-
-def wait_for(process: subprocess.Popen[bytes], reached: Callable[[], object]) -> None:
-    """Until it is so, or the process has ended."""
-    deadline = time.monotonic() + 400
-    while process.poll() is None and not reached():
-        assert time.monotonic() < deadline, "it does not get on"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -149,11 +102,11 @@ def test_a_poisoned_configuration_takes_no_other_trial_along(home: Path, start: 
     poisoned = state.trials.pop(victim)
     assert poisoned.status == "failed" and "died 3 times" in poisoned.reason
     assert process.returncode == 1
-    expected = errors_of(alone)
+    expected, measured = errors_of(alone), errors_of(state)
     # which of them are on the front, and so measured on the test split, depends on the victim
     for trial in state.trials.values():
         assert (trial.status, trial.starts) == ("finished", 1)
-        found = errors_of(state)[trial.id]
+        found = measured[trial.id]
         assert found.items() >= {k: v for k, v in expected[trial.id].items() if k in found}.items()
 
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 import robustfront as rf
 from mlflow_server import Tracking, check_told_once
+from processes import wait_until
 from tiny_job import command, environment, errors_of, reports, state_of, write_job
 
 pytestmark = [
@@ -47,14 +48,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield made
     made.shutdown()
-
-
-def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 600
-    while not reached():
-        assert process.poll() is None, "it has ended before"
-        assert time.monotonic() < deadline, "it does not get on"
-        time.sleep(0.1)
 
 
 def test_every_node_and_the_tracking_server_die_once(

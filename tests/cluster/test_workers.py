@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-import robustfront as rf
 from processes import descendants, title
 from robustfront.ledger import SweepState
-from tiny_job import command, environment, reports, state_of, write_job
+from tiny_job import command, environment, reports, run_alone, state_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,11 +33,7 @@ HALVED = {"type": "mo_asha", "grace_epochs": 1, "reduction_factor": 2}
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        job = write_job(folder, **JOB)
-        assert rf.run(job, {"name": "alone"}, executor="inline").problems == ()
+    with run_alone(tmp_path_factory.mktemp("home"), JOB) as folder:
         yield folder
 
 

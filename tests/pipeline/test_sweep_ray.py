@@ -1,21 +1,18 @@
 """The same sweep on Ray: the same numbers, also when workers or the driver are killed."""
 
-import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import robustfront as rf
-from processes import descendants, gone, title
+from processes import Start, descendants, gone, title, wait_until
 from robustfront.ledger import SweepState
-from tiny_job import call, command, environment, errors_of, reports, state_of, write_job
+from tiny_job import call, errors_of, reports, run_alone, state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -31,46 +28,8 @@ LONG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder a user works in, where the sweep has run without Ray."""
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        done = rf.run(write_job(folder, **LONG), {"name": "alone"}, executor="inline")
-        assert done.problems == ()
+    with run_alone(tmp_path_factory.mktemp("home"), LONG) as folder:
         yield folder
-
-
-Start = Callable[..., subprocess.Popen[bytes]]
-
-
-@pytest.fixture
-def start(home: Path) -> Iterator[Start]:
-    """Starts commands in the background; what a failed test leaves of them is killed."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def begin(*arguments: str) -> subprocess.Popen[bytes]:
-        with (home / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
-                command(*arguments), cwd=home, env=environment(), stdout=log, stderr=log
-            )
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        family = descendants(process.pid) if process.poll() is None else set()
-        for pid, _ in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 600
-    while not reached():
-        assert process.poll() is None, "it has ended before"
-        assert time.monotonic() < deadline, "it does not get on"
-        time.sleep(0.02)
 
 
 def check_same_as_alone(home: Path, name: str) -> SweepState:
