@@ -1,17 +1,20 @@
 """A sweep on a cluster whose nodes and tracking server die under it."""
 
+import os
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import robustfront as rf
+from clusters import Separate, head
 from mlflow_server import Tracking, check_told_once
 from processes import wait_until
-from tiny_job import command, environment, errors_of, reports, state_of, write_job
+from tiny_job import command, environment, errors_of, free_port, reports, state_of, write_job
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,18 +53,52 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
+@pytest.fixture
+def separate(tmp_path: Path) -> Iterator[Separate]:
+    """A head that runs no trials; the nodes are machines of their own, as far as they can tell."""
+    if os.geteuid() or shutil.which("ip") is None:
+        pytest.skip("network namespaces take root and the command `ip`")
+    made = Separate(tmp_path, free_port())
+    where, _, port = made.address.partition(":")
+    here = [f"--node-ip-address={where}", f"--port={port}", "--include-dashboard=false"]
+    try:
+        with head(tmp_path, *here, "--num-cpus=0"):
+            yield made
+    finally:
+        made.shutdown()
+
+
 def test_every_node_and_the_tracking_server_die_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Any, tracking: Tracking
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job = write_job(tmp_path, **LONG)
+    _strike(tmp_path, cluster, tracking, [_kill, _kill, _kill])
+
+
+def test_nodes_lose_power_or_their_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separate: Separate, tracking: Tracking
+) -> None:
+    """Nobody is told that a connection has ended; a node that is cut off trains on for a while."""
+    monkeypatch.chdir(tmp_path)
+    _strike(tmp_path, separate, tracking, [_kill, Separate.cut, _kill])
+
+
+def _kill(cluster: Any, node: Any) -> None:
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def _strike(
+    folder: Path, cluster: Any, tracking: Tracking, strikes: list[Callable[[Any, Any], None]]
+) -> None:
+    """One after the other the first nodes are struck and replaced, in between the server."""
+    job = write_job(folder, **LONG)
     alone = rf.run(job, {"name": "alone"}, executor="inline")
     assert alone.problems == ()
 
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
-    sweep = tmp_path / "sweeps" / "struck"
+    nodes = [cluster.add_node(num_cpus=1) for _ in strikes]
+    sweep = folder / "sweeps" / "struck"
     settings = ["--set", "name=struck", "--set", f"tracking.uri={tracking.uri}"]
-    log = (tmp_path / "log.txt").open("wb")
+    log = (folder / "log.txt").open("wb")
     process = subprocess.Popen(
         command("run", "job.yaml", "--address", cluster.address, *settings),
         env=environment(RAY_AUTH_MODE="disabled"),
@@ -69,17 +106,17 @@ def test_every_node_and_the_tracking_server_die_once(
         stderr=log,
     )
     try:
-        for strike, node in enumerate(nodes):
-            wait_until(process, lambda goal=6 + 15 * strike: reports(sweep) >= goal)
-            cluster.remove_node(node, allow_graceful=False)
+        for at, (strike, node) in enumerate(zip(strikes, nodes, strict=True)):
+            wait_until(process, lambda goal=6 + 15 * at: reports(sweep) >= goal)
+            strike(cluster, node)
             cluster.add_node(num_cpus=1)
-            if strike == 1:
+            if at == 1:
                 tracking.kill()
                 outage, before = time.monotonic(), reports(sweep)
                 wait_until(process, lambda began=outage: time.monotonic() - began > OUTAGE)
                 assert reports(sweep) > before, "training goes on without the server"
                 tracking.start()
-        assert process.wait(timeout=900) == 0, (tmp_path / "log.txt").read_text()
+        assert process.wait(timeout=900) == 0, (folder / "log.txt").read_text()
     finally:
         process.kill()
         process.wait()
@@ -88,7 +125,7 @@ def test_every_node_and_the_tracking_server_die_once(
     state = state_of(sweep)
     assert {t.status for t in state.trials.values()} == {"finished"}
     assert len({t.number for t in state.trials.values()}) == len(state.trials) == TRIALS
-    assert errors_of(state) == errors_of(state_of(tmp_path / "sweeps" / "alone"))
+    assert errors_of(state) == errors_of(state_of(folder / "sweeps" / "alone"))
     assert all(sorted(t.reports) == list(range(1, EPOCHS + 1)) for t in state.trials.values())
 
     check_told_once(tracking.uri, state)

@@ -1,11 +1,7 @@
 """Sweeps handed to a cluster as jobs."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from clusters import head
 from robustfront.errors import ConfigError
 from robustfront.executors.submit import check_submitter
 from robustfront.ledger import Ledger, SweepState
@@ -48,46 +45,31 @@ def test_a_cluster_with_other_versions_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[str]:
-    """A head with its dashboard on loopback; its address."""
+def dashboard(tmp_path: Path) -> Iterator[str]:
+    """The dashboard of a head on loopback; its address."""
     kinds = ["port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port"]
     ports = {kind: free_port() for kind in kinds}
-    arguments = [f"--{name}={port}" for name, port in ports.items()]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
-        + ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", *arguments],
-        env=environment(
-            RAY_AUTH_MODE="disabled",
-            RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
-            PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        ),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
-    deadline = time.monotonic() + 120
-    try:
-        while True:
-            with suppress(OSError), urllib.request.urlopen(f"{address}/api/version", timeout=2):
-                break
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.5)
+
+    def answers() -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{address}/api/version", timeout=2):
+            return True
+        return False
+
+    here = ["--num-cpus=2", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
+    arguments = [f"--{name}={port}" for name, port in ports.items()]
+    with head(tmp_path, *here, *arguments, ready=answers):
         yield address
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
 
 
 @pytest.mark.slow
-def test_a_submitted_sweep_runs_and_goes_on(tmp_path: Path, head: str) -> None:
+def test_a_submitted_sweep_runs_and_goes_on(tmp_path: Path, dashboard: str) -> None:
     search = {"sampler": "random", "trials": 2, "scheduler": None}
     write_job(tmp_path, search=search)
 
     def submit(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command("submit", "job.yaml", "--address", head, "--follow", *more),
+            command("submit", "job.yaml", "--address", dashboard, "--follow", *more),
             cwd=tmp_path,
             env=environment(RAY_AUTH_MODE="disabled"),
             capture_output=True,
