@@ -75,8 +75,12 @@ class Separate:
         ip("addr", "add", f"{self.NET}.1/24", "dev", self.BRIDGE)
         ip("link", "set", self.BRIDGE, "up")
 
-    def add_node(self, num_cpus: int) -> str:
-        """A node that has joined; the name of its namespace and of its cable."""
+    def add_node(self, num_cpus: int, own: Path | None = None) -> str:
+        """A node that has joined; the name of its namespace and of its cable.
+
+        Args:
+            own: a folder that is another one there.
+        """
         self.made += 1
         name, here = f"rf-node{self.made}", f"{self.NET}.{self.made + 1}"
         ip("netns", "add", name)
@@ -87,9 +91,9 @@ class Separate:
         ip("-n", name, "link", "set", "eth0", "up")
         ip("-n", name, "route", "add", "default", "via", f"{self.NET}.1")
         arguments = [*RAY, f"--address={self.address}", f"--node-ip-address={here}"]
-        own_disk = 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec "$@"'
+        own_disk = 'mount -t tmpfs none /tmp/ray && mount -t tmpfs none "$0" && exec "$@"'
         begin(
-            ["ip", "netns", "exec", name, "sh", "-c", own_disk, "sh", *arguments]
+            ["ip", "netns", "exec", name, "sh", "-c", own_disk, own or "/tmp/ray", *arguments]
             + [f"--num-cpus={num_cpus}"],
             self.folder / f"{name}.log",
         )
@@ -102,14 +106,17 @@ class Separate:
     def remove_node(self, node: str, allow_graceful: bool) -> None:
         """Without power: it falls silent."""
         self.cut(node)
-        for pid in ip("netns", "pids", node).split():
-            kill(int(pid))
+        while pids := ip("netns", "pids", node).split():
+            for pid in pids:
+                kill(int(pid))
+            time.sleep(0.1)  # one that has just been started is found the next time
 
     def shutdown(self) -> None:
         for line in ip("netns", "list").splitlines():
             name = line.split()[0]
             if name.startswith("rf-node"):
                 self.remove_node(name, allow_graceful=False)
+                ip("link", "del", name)
                 ip("netns", "del", name)
         ip("link", "del", self.BRIDGE)
 

@@ -46,6 +46,8 @@ def show_front(front: Front) -> None:
         f"\n{len(front.members)} of {front.count('finished')} finished trials are on the front, "
         f"hypervolume {front.hypervolume:.4f}; {100 * front.diverged_share:.0f} % diverged."
     )
+    for problem in front.problems:
+        console.print(f"{problem}; no probability for it", style="red", markup=False)
 
 
 def save_front(front: Front, csv: Path | None, png: Path | None, html: Path | None) -> None:

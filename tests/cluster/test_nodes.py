@@ -83,6 +83,27 @@ def test_nodes_lose_power_or_their_network(
     _strike(tmp_path, separate, tracking, [_kill, Separate.cut, _kill])
 
 
+def test_a_node_that_does_not_see_the_storage_is_named(tmp_path: Path, separate: Separate) -> None:
+    write_job(tmp_path)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    separate.add_node(num_cpus=1, own=hidden)
+    done = subprocess.run(
+        command(
+            "run", "job.yaml", "--address", separate.address, "--set", f"storage={hidden / 'sweep'}"
+        ),
+        cwd=tmp_path,
+        env=environment(RAY_AUTH_MODE="disabled"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"does not see {hidden}" in done.stderr and "Traceback" not in done.stderr
+    assert not list(hidden.iterdir())
+
+
 def _kill(cluster: Any, node: Any) -> None:
     cluster.remove_node(node, allow_graceful=False)
 

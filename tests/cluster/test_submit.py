@@ -27,6 +27,17 @@ def test_an_address_where_nobody_answers_is_refused(tmp_path: Path) -> None:
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_a_cluster_that_does_not_answer_is_refused(tmp_path: Path) -> None:
+    write_job(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    address = f"127.0.0.1:{free_port()}"
+    done = call(tmp_path, "run", "job.yaml", "--address", address)
+    assert done.returncode == 2, done.stderr
+    assert address in done.stderr and "no Ray cluster answers there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_a_job_with_a_problem_is_not_submitted(tmp_path: Path) -> None:
     write_job(tmp_path, model={"type": "liner"})
     done = call(tmp_path, "submit", "job.yaml", "--address", "http://127.0.0.1:1")

@@ -115,7 +115,8 @@ def test_a_planted_file_of_a_trial_runs_nothing(
     if name == "records.npz":
         with pytest.raises(rf.DataError, match="records"):
             _ = rf.Sweep.open("tiny").records
-    cli(monkeypatch, capsys, "front", "tiny")
+        assert len(rf.Sweep.open("tiny").front_view().problems) == len(trials)
+    assert cli(monkeypatch, capsys, "front", "tiny") == 0
     cli(monkeypatch, capsys, "status", "tiny")
     cli(monkeypatch, capsys, "resume", "tiny", "--set", "search.trials=3")
     assert cli(monkeypatch, capsys, "trial", "job.yaml", "--out", str(trials[0])) == 2

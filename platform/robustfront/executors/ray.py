@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray import tune
@@ -36,6 +38,8 @@ from robustfront.executors.worker import work
 # Tune pickles searcher, scheduler and callbacks when a Tuner is made. They hold the name of their
 # sweep and find the driver here, in the process it lives in.
 _DRIVERS: dict[str, Driver] = {}
+
+_KNOCK = 10.0  # seconds until an address counts as silent
 
 
 class RayExecutor:
@@ -132,8 +136,9 @@ def _connect(address: str | None) -> None:
     )
     if address is not None:
         try:
+            _knock(address)
             start(address=address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             problem = f"got {address!r}, no Ray cluster answers there ({error})"
             raise ConfigError("--address", [problem]) from None
         return
@@ -145,6 +150,13 @@ def _connect(address: str | None) -> None:
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
         )
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens; Ray itself would try for minutes."""
+    where = urlsplit(address if "://" in address else f"//{address}")
+    if where.hostname and where.port:
+        socket.create_connection((where.hostname, where.port), timeout=_KNOCK).close()
 
 
 @contextmanager

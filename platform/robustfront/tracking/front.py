@@ -45,6 +45,7 @@ class Front:
         subtitle: what was measured, for instance "digits, linf 0.1, pgd20, validation split".
         objectives: what decides who is on the front, where that is more than x and y.
         chances: by number of the configuration, the probability that it is on the front.
+        problems: what could not be read, and so is missing from them.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Front:
     subtitle: str
     objectives: tuple[str, ...] = ()
     chances: Mapping[int, float] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     @cached_property
     def every(self) -> pd.DataFrame:

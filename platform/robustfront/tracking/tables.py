@@ -73,10 +73,11 @@ def front_of(
     # Other axes are another question; so is the test split, which only members are measured on.
     objectives = job.objectives if split == "val" and axes == (None, None) else ()
     # Only the validation split has its predictions on disk.
-    mistakes = mistakes_by_number(state, job, folder)[0] if objectives else {}
+    mistakes, problems = mistakes_by_number(state, job, folder) if objectives else ({}, [])
     x, y = axes[0] or x, axes[1] or y
     chances = membership(mistakes)
-    return Front(folder.name, x, y, table, tuple(keys), subtitle, objectives, chances)
+    known = tuple(keys), subtitle, objectives, chances, tuple(problems)
+    return Front(folder.name, x, y, table, *known)
 
 
 def _column(metric: str) -> str:
