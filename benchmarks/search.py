@@ -92,7 +92,7 @@ def picture(rows: dict[str, Any], goal: float) -> None:
     axes.axhline(goal, color="0.4", linewidth=0.8)
     axes.axvline(TRIALS * epochs_of_a_trial() / 3, color="0.4", linewidth=0.8)
     axes.set(xlabel="epochs spent", ylabel="hypervolume (median; quartiles of two)")
-    axes.set_ylim(0.56, 0.725)
+    axes.set_ylim(0.5, None)
     axes.legend(fontsize=7, frameon=False, loc="lower right")
     figure.savefig(HERE / "search.png", dpi=150)
 
@@ -114,6 +114,7 @@ def main() -> None:
     rows = result["searches"]
     result["searches"] = {name: rows[name] for name in SEARCHES if name in rows}
     result |= {"curves": len(curves().trials), "machine": describe()}
+    result["budget_epochs"] = TRIALS * epochs_of_a_trial()
     result["goal"] = quartiles(ends(result["searches"][REFERENCE]))[1]
     result["rule"] = rule(result["searches"], result["goal"])
     file.write_text(json.dumps(result) + "\n")
@@ -189,11 +190,12 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         "# Which search finds a good front with the fewest epochs",
         "",
-        f"{result['curves']} recorded MNIST learning curves, {result['budget_epochs']} epochs for "
-        "each search, four trials at once. `default` is what a job file gets that names neither "
-        "sampler nor scheduler: tpe with mo_asha (promote). Medians over seeds (quartiles in "
-        f"search.json). Last column: share of the budget until the hypervolume that {REFERENCE} "
-        f"search has at its end in the median over all seeds ({goal:.4f}).",
+        f"{result['curves']} recorded MNIST learning curves of {epochs_of_a_trial()} epochs, "
+        f"{result['budget_epochs']} epochs for each search, four trials at once. `default` is what "
+        "a job file gets that names neither sampler nor scheduler: tpe with mo_asha (promote). "
+        "Medians over seeds (quartiles in search.json). Last column: share of the budget until the "
+        f"hypervolume that {REFERENCE} search has at its end in the median over all seeds "
+        f"({goal:.4f}).",
         "",
         "| search | seeds | a quarter | a third | half | all | to the goal |",
         "|---|---|---|---|---|---|---|",
@@ -210,8 +212,8 @@ def table(result: dict[str, Any]) -> str:
 def verdict(result: dict[str, Any]) -> list[str]:
     lines = [
         f"The rule: `default` needs at most a third of the epochs for what {REFERENCE} search has "
-        "at its end, in the median over 20 seeds. Settings were chosen on seeds 1000-1059. "
-        "Quartiles of the share needed:",
+        "at its end, in the median over 20 seeds. Settings were chosen on seeds 1000-1059 of other "
+        "curves, 231 of 9 epochs, on which it needed 0.39. Quartiles of the share needed:",
         "",
         f"| seeds | goal: {REFERENCE}, all seeds | share | goal: {REFERENCE}, same seeds | share |",
         "|---|---|---|---|---|",
