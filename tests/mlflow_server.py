@@ -24,6 +24,12 @@ class Tracking:
         self.start()
 
     def start(self) -> None:
+        """Until it answers."""
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
+        """It will answer after a while."""
         arguments = ["server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         store = f"sqlite:///{self.folder / 'server.db'}"
         self.process = subprocess.Popen(
@@ -34,6 +40,9 @@ class Tracking:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def wait(self) -> None:
+        """Until it answers."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):

@@ -18,9 +18,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-TRIALS, EPOCHS = 6, 4
+TRIALS, EPOCHS = 6, 8
 JOB: dict[str, Any] = {
-    "data": {"type": "digits", "train_size": 500, "val_size": 100},
+    "data": {"type": "digits", "train_size": 1000, "val_size": 100},
     "train": {"epochs": EPOCHS, "batch_size": 8, "optimizer": {"type": "sgd", "lr": 0.1}},
     "method": {"type": "trades", "inner": {"steps": 5}},
     "search_space": {"method.beta": {"log_uniform": [0.5, 12]}},
@@ -62,7 +62,7 @@ def test_whatever_dies_nothing_is_lost_or_done_twice(
                 tracking.kill()
                 until = time.monotonic() + moments.uniform(0, 5)
                 wait_for(process, lambda until=until: time.monotonic() > until)
-                tracking.start()
+                tracking.begin()  # meanwhile training goes on
             else:
                 kill_all(process) if strike == "everything" else kill(process.pid)
             if strike != "server" and (strike != "worker" or process.poll() is not None):
@@ -78,6 +78,7 @@ def test_whatever_dies_nothing_is_lost_or_done_twice(
         assert {trial.status for trial in state.trials.values()} == {"finished"}
         epochs = list(range(1, EPOCHS + 1))
         assert all(sorted(trial.reports) == epochs for trial in state.trials.values())
+        tracking.wait()
         check_told_once(tracking.uri, state)
     finally:
         tracking.kill()
