@@ -38,6 +38,8 @@ from robustfront.training.optimizers import SGD, OptimizerField
 from robustfront.training.schedules import Constant, EpsRamp, ScheduleField
 from robustfront.updates import Plain, UpdateField
 
+GUARDED = 512  # training examples on which a method's guard looks for a collapse
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -242,7 +244,17 @@ class TrialConfig(Component):
             train, val: examples that are trained on and measured.
         """
         attacks = len(self.threat) * (self.evaluate.attack.forward_equivalents + 1)
-        return train * self.method.forward_equivalents + val * (1 + attacks)
+        guarded = 0.0
+        if self.method.guard is not None:
+            guards = len(self.train_threat.shares()) * (self.method.guard.forward_equivalents + 1)
+            guarded = min(GUARDED, train) * (1 + guards)
+        return train * self.step_equivalents + val * (1 + attacks) + guarded
+
+    @property
+    def step_equivalents(self) -> float:
+        """Cost of a training step for each example in forward passes."""
+        norms = len(self.train_threat.shares())
+        return self.method.forward_equivalents + norms * self.method.forward_equivalents_per_norm
 
     def parameters(self) -> dict[str, str | int | float | bool]:
         """Every resolved value by its dotted key, and what follows from them."""

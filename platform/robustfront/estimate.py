@@ -103,8 +103,9 @@ def _seconds_per_forward(config: TrialConfig, data: DataSet) -> float:
     optimizer = config.train.optimizer.build(model)
     x, y = data.train.batch(slice(0, config.train.batch_size))
     x, y = x.to(device), y.to(device)
-    threat = config.train_threat.draw(len(x), x[0].numel(), 1.0, Rng((0, "estimate")))
-    ctx = StepContext(threat, Rng((0, "estimate")), 0.0)
+    size, train_threat, rng = x[0].numel(), config.train_threat, Rng((0, "estimate"))
+    threat, balls = train_threat.draw(len(x), size, 1.0, rng), train_threat.balls(size, 1.0)
+    ctx = StepContext(threat, rng, 0.0, balls, train_threat.shares(), config.method.memory())
     started = 0.0
     for step in range(1 + _STEPS):
         if step == 1:
@@ -113,4 +114,4 @@ def _seconds_per_forward(config: TrialConfig, data: DataSet) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     taken = time.perf_counter() - started
-    return taken / (_STEPS * len(x) * config.method.forward_equivalents)
+    return taken / (_STEPS * len(x) * config.step_equivalents)

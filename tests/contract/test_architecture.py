@@ -4,6 +4,7 @@ import inspect
 import json
 import pickle
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -109,7 +110,7 @@ def test_a_component_is_named_described_and_goes_through_json_and_pickle(name: s
 @pytest.mark.parametrize("name", METHODS.classes)
 def test_a_method_says_where_it_comes_from_and_has_its_equations_tested(name: str) -> None:
     cls = METHODS.classes[name]
-    assert "Source: arXiv:" in (inspect.getdoc(cls) or "")
+    assert re.search("Source: (arXiv|OpenReview):", inspect.getdoc(cls) or "")
     test = ROOT / "tests" / "equations" / f"test_{name}.py"
     assert test.is_file(), f"write {test}"
     assert "def test_" in test.read_text()

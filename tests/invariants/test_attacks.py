@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustfront.attacks import ATTACKS, FGSM, PGD, Attack, eval_mode, misclassification
+from robustfront.attacks import (
+    ATTACKS,
+    FGSM,
+    PGD,
+    Attack,
+    Langevin,
+    eval_mode,
+    misclassification,
+)
 from robustfront.data import Split
 from robustfront.evaluation.evaluate import evaluate, measure
 from robustfront.evaluation.records import Records
@@ -23,6 +31,8 @@ ATTACKS_TRIED = [
     PGD(steps=3, restarts=3),
     PGD(steps=4, start="gaussian", step_size="1/2"),
     PGD(steps=3, start="zero", rel_step_size=3.0),
+    Langevin(steps=4),
+    Langevin(steps=3, start="uniform", temperature=0.1, noise="gaussian"),
 ]
 THREATS = {
     "linf": Threat(norm="linf", eps="1/10"),

@@ -101,6 +101,22 @@ def test_one_step_of_two_workers_is_one_step_of_one(tmp_path: Path) -> None:
     check_same(alone.with_name("two"), alone, 2e-6)
 
 
+def test_a_dual_variable_follows_the_whole_batch(tmp_path: Path) -> None:
+    # Steps along l2 gradients, as above; every worker alone would see another slack.
+    l2 = {"norm": "l2", "eps": "1/2"}
+    dale = {"type": "dale", "dual_lr": 0.1, "inner": {"type": "langevin", "steps": 3}}
+    alone = train_alone(
+        tmp_path / "dual",
+        method=dale,
+        threat=l2,
+        train_threat=l2,
+        train={"epochs": 2, "batch_size": 200},
+    )
+    train_in_team(alone.with_name("two"), 2)
+    check_same(alone.with_name("two"), alone, 1e-5)
+    assert reports(alone)[1]["train/nu"] != pytest.approx(reports(alone)[0]["train/nu"], abs=0.01)
+
+
 def test_batch_norm_sees_the_whole_batch(tmp_path: Path) -> None:
     # One step of TRADES: the statistics of two passes over 96 examples, and the gradients through.
     data = {**CONFIG["data"], "train_size": 96, "val_size": 20}

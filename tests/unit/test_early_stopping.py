@@ -150,6 +150,26 @@ def test_without_a_scheduler_everything_runs_to_its_end(play: Callable[..., Play
     assert [t.status for t in driver.state.trials.values()] == ["finished"] * 5
 
 
+def test_a_trial_whose_robustness_collapses_is_stopped_by_a_scheduler_only(
+    play: Callable[..., Play], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Play.metrics
+
+    def collapsing(self: Play, number: int, seed: int, epoch: int) -> dict[str, float]:
+        collapsed = float(number == 0 and epoch >= 2)
+        better = {"standard_error": 0.0, "robust_error": 0.0} if number == 0 else {}
+        return metrics(self, number, seed, epoch) | better | {"collapsed": collapsed}
+
+    monkeypatch.setattr(Play, "metrics", collapsing)
+    for scheduler in (STOP, PROMOTE, None):
+        mode = "none" if scheduler is None else scheduler.get("mode", "stop")
+        sweep = play(mode, search=search(scheduler, trials=9))
+        first, *_ = sweep.run(sweep.driver()).state.trials.values()
+        assert first.status == ("finished" if scheduler is None else "pruned")
+        assert first.epoch == (EPOCHS if scheduler is None else 2)
+        assert first.reason == ("" if scheduler is None else "its robustness collapsed in epoch 2")
+
+
 def test_nothing_is_decided_before_the_ramp_ends(play: Callable[..., Play]) -> None:
     train = {"epochs": EPOCHS, "eps_ramp": {"end": 2}}
     sweep = play(search=search(STOP), train=train)

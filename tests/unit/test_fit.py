@@ -1,7 +1,9 @@
 """Training one configuration: interrupted or not, sensitive to every setting, safe on disk."""
 
+import copy
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from robustfront.config import TrialConfig
 from robustfront.data import DataSet, split_data
 from robustfront.errors import DataError, Diverged
+from robustfront.evaluation.records import Records
+from robustfront.methods import METHODS
 from robustfront.models import build_model
 from robustfront.problems import overlaid
 from robustfront.training.checkpoint import load_model, read_tensors
@@ -40,7 +44,7 @@ COSTS = {
 
 def trial(**dotted: Any) -> TrialConfig:
     """The base with some keys set; `__` stands for a dot."""
-    settings = {key.replace("__", "."): value for key, value in dotted.items()}
+    settings = {key.replace("__", "."): copy.deepcopy(value) for key, value in dotted.items()}
     return TrialConfig.model_validate(overlaid(BASE, settings))
 
 
@@ -63,6 +67,39 @@ def test_an_epoch_says_what_it_cost_in_forward_passes() -> None:
     assert report.metrics["forward_equivalents"] == trained + measured
     two_threats = trial(threat=[{"norm": "linf", "eps": "1/10"}, {"norm": "l2", "eps": 1}])
     assert two_threats.forward_equivalents(200, 60) == trained + 60 * (1 + 2 * (2 * 2 + 1))
+
+
+def test_a_guard_counts_what_it_costs_and_says_when_robustness_collapses(monkeypatch) -> None:
+    config = trial(method={"type": "fast_at"}, train__epochs=3)
+    errors = iter([0.5, 0.65, 0.71])
+    measured = Records.errors
+
+    def errors_of(records: Records, split: str) -> dict[str, float]:
+        found = measured(records, split)
+        if split == "train":
+            assert len(records) == 240, "of the training split, which has less than 512"
+            assert list(records.attacked) == ["linf_0.1/pgd10"]
+            found["robust_error"] = next(errors)
+        return found
+
+    monkeypatch.setattr(Records, "errors", errors_of)
+    reports = [report.metrics for report in fit(config)]
+    assert [report["train/guard_error"] for report in reports] == [0.5, 0.65, 0.71]
+    assert [report["collapsed"] for report in reports] == [0, 0, 1]
+    plain = config.forward_equivalents(200, 60) - 200 * (1 + 2 * 10 + 1)
+    assert plain == 200 * 5 + 60 * (1 + 2 * 2 + 1)
+    assert not {"collapsed", "train/guard_error"} & set(next(iter(fit(trial()))).metrics)
+
+
+@pytest.mark.parametrize("method", METHODS.classes)
+def test_every_method_trains_on_one_norm_and_on_several(method) -> None:
+    for mix in ({"linf": 1.0}, {"linf": 0.5, "l1": 0.5}):
+        config = trial(method={"type": method}, train_threat__mix=mix, train__epochs=2)
+        first, second = (report.metrics for report in fit(config))
+        assert second["train/loss"] != first["train/loss"]
+        assert math.isfinite(second["train/loss"])
+        costs = config.method.forward_equivalents, config.method.forward_equivalents_per_norm
+        assert config.step_equivalents == costs[0] + len(mix) * costs[1]
 
 
 def finished(config: TrialConfig, path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -114,6 +151,14 @@ RESUMED: dict[str, dict[str, Any]] = {
     "augmentation": {"data__augment": {"crop": 1, "flip": True}},
     "noise": {"smoothing__sigma": 0.25, "method": {"type": "standard"}},
     "trades": {"method": {"type": "trades", "beta": 2, "inner": {"steps": 2}}},
+    "mart": {"method": {"type": "mart", "inner": {"steps": 2}}},
+    "guarded": {"method": {"type": "fast_at"}},
+    "drawn norms": {
+        "method": {"type": "e_at", "inner": {"steps": 2}},
+        "train_threat__mix": {"linf": 0.5, "l1": 0.5},
+    },
+    "noisy pairs": {"method": {"type": "clp_noise"}},
+    "dual variable": {"method": {"type": "dale", "dual_lr": 0.1, "inner": {"steps": 2}}},
     "mixed norms": {"train_threat__mix": {"linf": 0.4, "l2": 0.3, "l1": 0.3}},
     "ramp and cycle": {"train__eps_ramp__end": 2, "train__schedule": {"type": "one_cycle"}},
     "cosine and clipping": {
@@ -179,6 +224,8 @@ def test_a_finished_training_has_nothing_left_to_do(state):
 PGD = "method__inner__"
 STANDARD = {"method": {"type": "standard"}}
 TRADES = {"method": {"type": "trades", "beta": 3, "inner": {"steps": 2, "start": "uniform"}}}
+DALE = {"method": {"type": "dale", "dual_lr": 0.1, "inner": {"type": "langevin", "steps": 2}}}
+MIX = {"train_threat__mix": {"linf": 0.5, "l1": 0.5}}
 SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     *(
         ({}, change)
@@ -223,6 +270,34 @@ SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (TRADES, {"method__beta": 3.1}),
     (TRADES, {"method__inner__steps": 3}),
     (TRADES, {"method__inner__start": "gaussian"}),
+    *(
+        (DALE, change)
+        for change in (
+            {"method__rho": 0.2},
+            {"method__rho": None},
+            {"method__nu": 1.1},
+            {"method__dual_lr": 0.2},
+            {"method__form": "kl"},
+            {"method__form": "reverse"},
+            {"method__inner__temperature": 0.1},
+            {"method__inner__noise": "gaussian"},
+            {"method__inner__start": "zero"},
+            {"method__inner__rel_step_size": 0.3},
+        )
+    ),
+    ({"method__type": "mart"}, {"method__beta": 6}),
+    ({"method__type": "max_at", **MIX}, {"method__type": "avg_at"}),
+    ({"method__type": "max_at", **MIX}, {"method__type": "e_at"}),
+    ({"method__type": "avg_at", **MIX}, {"train_threat__mix": {"linf": 0.4, "l1": 0.6}}),
+    ({"method__type": "msd", **MIX}, {"method__steps": 3}),
+    ({"method__type": "msd", **MIX}, {"method__rel_step_size": 0.1}),
+    ({"method__type": "msd", **MIX}, {"train_threat__mix": {"linf": 0.5, "l2": 0.5}}),
+    ({"method__type": "fast_at"}, {"method__rel_step_size": 1}),
+    ({"method__type": "fast_at"}, {"method__start": "zero"}),
+    ({"method__type": "alp"}, {"method__weight": 2}),
+    ({"method__type": "clp"}, {"method__weight": 2}),
+    ({"method__type": "clp_noise"}, {"method__weight": 2}),
+    ({"method__type": "clp_noise"}, {"method__sigma": 0.4}),
     ({"smoothing__sigma": 0.1, **STANDARD}, {"smoothing__sigma": 0.11}),
     (
         {"train_threat__mix": {"linf": 0.5, "l2": 0.5}},

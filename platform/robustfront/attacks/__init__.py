@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from robustfront.attacks.base import ATTACKS, Attack, Surrogate, eval_mode, misclassification
 from robustfront.attacks.fgsm import FGSM
+from robustfront.attacks.langevin import Langevin
 from robustfront.attacks.pgd import PGD
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackField",
+    "Langevin",
     "Surrogate",
     "eval_mode",
     "misclassification",

@@ -10,6 +10,8 @@ from robustfront.attacks.base import ATTACKS, Attack, Surrogate, input_gradient
 from robustfront.randomness import Rng
 from robustfront.threats import Eps, PerturbationSet
 
+Start = Literal["uniform", "gaussian", "zero"]
+
 
 @ATTACKS.register
 class PGD(Attack):
@@ -28,13 +30,12 @@ class PGD(Attack):
     steps: PositiveInt = 20
     step_size: Eps | None = None
     rel_step_size: PositiveFloat | None = None
-    start: Literal["uniform", "gaussian", "zero"] = "uniform"
+    start: Start = "uniform"
     restarts: PositiveInt = 1
 
     @model_validator(mode="after")
     def _one_step_size(self) -> Self:
-        if self.step_size is not None and self.rel_step_size is not None:
-            raise ValueError("give step_size or rel_step_size, not both")
+        require_one_step_size(self.step_size, self.rel_step_size)
         return self
 
     @property
@@ -76,7 +77,7 @@ class PGD(Attack):
         threat: PerturbationSet,
         rng: Rng,
     ) -> Tensor:
-        x_adv = self._first(x, threat, rng)
+        x_adv = first_iterate(self.start, x, threat, rng)
         absolute = None if self.step_size is None else float(self.step_size)
         relative = self.rel_step_size or 2.5 / self.steps
         for _ in range(self.steps):
@@ -85,12 +86,20 @@ class PGD(Attack):
                 x_adv = threat.project(threat.step(x_adv, x, grad, relative, absolute), x)
         return x_adv
 
-    def _first(self, x: Tensor, threat: PerturbationSet, rng: Rng) -> Tensor:
-        if self.start == "uniform":
-            return threat.sample(x, rng)
-        if self.start == "gaussian":
-            return x + 0.001 * rng.normal(x)
-        return x
+
+def require_one_step_size(step_size: object, rel_step_size: object) -> None:
+    """Raise ValueError where a step has two sizes."""
+    if step_size is not None and rel_step_size is not None:
+        raise ValueError("give step_size or rel_step_size, not both")
+
+
+def first_iterate(start: Start, x: Tensor, threat: PerturbationSet, rng: Rng) -> Tensor:
+    """Where a search begins, (N, C, H, W)."""
+    if start == "uniform":
+        return threat.sample(x, rng)
+    if start == "gaussian":
+        return x + 0.001 * rng.normal(x)
+    return x
 
 
 @torch.no_grad()

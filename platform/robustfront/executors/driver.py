@@ -289,6 +289,8 @@ class Driver:
             return []
         pause = Event("paused", trial.id, trial.attempt, epoch)
         scheduler = self.job.search.scheduler
+        if scheduler is not None and metrics.get("collapsed"):
+            return [_pruned(trial, f"its robustness collapsed in epoch {epoch}")]
         if scheduler is not None and self._is_judged(trial, epoch):
             self._record(trial, epoch, metrics)
             # What is stopped is lost, so somebody always goes on; what pauses can wait.

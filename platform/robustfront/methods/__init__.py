@@ -2,7 +2,17 @@
 
 from typing import TYPE_CHECKING
 
+from robustfront.methods.alp import ALP
+from robustfront.methods.avg_at import AvgAT
 from robustfront.methods.base import METHODS, LossTerms, Method, StepContext, kl_divergence
+from robustfront.methods.clp import CLP
+from robustfront.methods.clp_noise import CLPNoise
+from robustfront.methods.dale import DALE
+from robustfront.methods.e_at import EAT
+from robustfront.methods.fast_at import FastAT
+from robustfront.methods.mart import MART
+from robustfront.methods.max_at import MaxAT
+from robustfront.methods.msd import MSD
 from robustfront.methods.pgd_at import PGDAT
 from robustfront.methods.standard import Standard
 from robustfront.methods.trades import Trades
@@ -13,8 +23,18 @@ else:
     MethodField = METHODS.field()
 
 __all__ = [
+    "ALP",
+    "CLP",
+    "DALE",
+    "EAT",
+    "MART",
     "METHODS",
+    "MSD",
     "PGDAT",
+    "AvgAT",
+    "CLPNoise",
+    "FastAT",
+    "MaxAT",
     "LossTerms",
     "Method",
     "MethodField",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustfront.attacks import Attack, Surrogate
 from robustfront.randomness import Rng
 from robustfront.registry import Component, Registry
-from robustfront.threats import PerturbationSet
+from robustfront.threats import Norm, PerturbationSet, Threat
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,18 @@ class StepContext:
         threat: the perturbation sets of this batch, at the radius scheduled for now.
         rng: randomness of this step, one row an example.
         progress: share of the training done, in [0, 1].
+        balls: the ball of each norm of the training threat, for methods that look at all of them
+            for every example; by norm, at the radius scheduled for now.
+        shares: the weight of each of those norms; they sum to 1.
+        memory: what the method keeps from step to step, by name; its to change.
     """
 
     threat: PerturbationSet
     rng: Rng
     progress: float
+    balls: Mapping[Norm, Threat] = field(default_factory=dict)
+    shares: Mapping[Norm, float] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Component):
@@ -53,6 +62,25 @@ class Method(Component):
     @abstractmethod
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """The loss of a batch x (N, C, H, W) in [0, 1], y (N,); the model is in train mode."""
+
+    @property
+    def forward_equivalents_per_norm(self) -> float:
+        """What each norm of the training threat adds to that."""
+        return 0
+
+    @property
+    def guard(self) -> Attack | None:
+        """A stronger attack that tells after each epoch whether training still makes robust."""
+        return None
+
+    def memory(self) -> dict[str, Tensor]:
+        """What it knows before the first step, by name.
+
+        It comes back in each step's context (where more may be added), is kept in checkpoints, and
+        is averaged over the workers of a trial after each step: its changes must be means over
+        examples.
+        """
+        return {}
 
     def derived(self) -> dict[str, float]:
         """Values that follow from the fields and are logged beside them."""
@@ -69,3 +97,23 @@ def kl_divergence(log_p: Tensor, logits: Tensor) -> Tensor:
     to 0 is NaN.
     """
     return (log_p.exp() * (log_p - F.log_softmax(logits, dim=1))).sum(dim=1)
+
+
+def cross_entropies(y: Tensor) -> Surrogate:
+    """What most searches make large: each example's cross-entropy to its label y (N,)."""
+    return lambda logits: F.cross_entropy(logits, y, reduction="none")
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """||a - b||_2 of each example's logits, (N,); the gradient where they are equal is 0."""
+    found: Tensor = torch.linalg.vector_norm(a - b, dim=1)
+    return found
+
+
+def log_complement(logits: Tensor, classes: Tensor) -> Tensor:
+    """log(1 - p_k), (N,), of one class (N,) of each example.
+
+    From the logits of the other classes: 1 - softmax is 0 in fp32 for gaps above 17.
+    """
+    others = logits.scatter(1, classes[:, None], -torch.inf)
+    return others.logsumexp(dim=1) - logits.logsumexp(dim=1)

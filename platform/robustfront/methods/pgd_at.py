@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfront.attacks import PGD, AttackField
-from robustfront.methods.base import METHODS, LossTerms, Method, StepContext
+from robustfront.methods.base import METHODS, LossTerms, Method, StepContext, cross_entropies
 
 
 @METHODS.register
@@ -29,10 +29,6 @@ class PGDAT(Method):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """One term, `adversarial_ce`."""
-
-        def surrogate(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits, y, reduction="none")
-
-        x_adv = self.inner(model, x, surrogate, ctx.threat, ctx.rng)
+        x_adv = self.inner(model, x, cross_entropies(y), ctx.threat, ctx.rng)
         adversarial = F.cross_entropy(model(x_adv), y)
         return LossTerms(adversarial, {"adversarial_ce": adversarial})

@@ -49,6 +49,9 @@ class PerturbationSet(Protocol):
     ) -> Tensor:
         """x_adv moved uphill, not projected; `absolute` replaces `relative` * eps."""
 
+    def radius(self, x: Tensor) -> Tensor:
+        """The radius of each x, (N, 1, 1, 1)."""
+
     def part(self, rows: slice) -> PerturbationSet:
         """The set of some consecutive examples of a batch."""
 
@@ -107,6 +110,10 @@ class Threat(Component):
             norms = _per_example(torch.linalg.vector_norm(delta.flatten(1), dim=1), x)
             return (x + delta * (eps / norms.clamp(min=eps))).clamp(0, 1)
         return x + _project_l1_box(x_adv - x, -x, 1 - x, eps)
+
+    def radius(self, x: Tensor) -> Tensor:
+        """The same for all examples."""
+        return torch.full_like(x[:, :1, :1, :1], float(self.eps))
 
     def part(self, rows: slice) -> Threat:
         """The same for all examples."""

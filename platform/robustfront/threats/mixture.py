@@ -64,6 +64,10 @@ class Mixture:
             lambda threat, a, b, c: threat.step(a, b, c, relative, absolute), x_adv, x, grad
         )
 
+    def radius(self, x: Tensor) -> Tensor:
+        """Each part's own."""
+        return self._each(lambda threat, rows: threat.radius(rows), x)
+
     def _each(self, act: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         sizes = [size for _, size in self.parts]
         pieces = zip(*(torch.split(tensor, sizes) for tensor in tensors), strict=True)
@@ -109,16 +113,20 @@ class TrainThreat(Component):
         """The ball of each norm that takes part, for inputs of so many values."""
         return {norm: self._ball(norm, dimension) for norm in self.shares()}
 
+    def balls(self, dimension: int, strength: float) -> dict[Norm, Threat]:
+        """The same at a share `strength` of their radii."""
+        share = Fraction(strength).limit_denominator(10**9)
+        return {
+            norm: Threat(norm=norm, eps=ball.eps * share)
+            for norm, ball in self.threats(dimension).items()
+        }
+
     def draw(self, n: int, dimension: int, strength: float, rng: Rng) -> PerturbationSet:
         """The perturbation sets of a batch of n examples, at a share `strength` of the radii.
 
         Parts are as large as the shares say, rounded at random so that they are right on average.
         """
-        shares = self.shares()
-        balls = {
-            norm: Threat(norm=norm, eps=ball.eps * Fraction(strength).limit_denominator(10**9))
-            for norm, ball in self.threats(dimension).items()
-        }
+        shares, balls = self.shares(), self.balls(dimension, strength)
         if len(balls) == 1:
             return next(iter(balls.values()))
         offset = float(rng.uniform(torch.empty(1, dtype=torch.float64))[0])

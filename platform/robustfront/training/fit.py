@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustfront.config import TrialConfig
+from robustfront.config import GUARDED, TrialConfig
 from robustfront.data import DataSet, split_data
 from robustfront.errors import DataError, Diverged
 from robustfront.evaluation.evaluate import measure
@@ -33,6 +33,8 @@ from robustfront.training.determinism import reset_process
 from robustfront.training.team import Team
 
 Metrics = dict[str, float]
+
+COLLAPSE = 0.2  # rise of the error that the guard finds (arXiv:2001.03994, official code)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def fit(
         run.epoch = epoch + 1
         records = run.measure_val()
         cost = run.cost(trained - started, time.perf_counter() - trained)
-        metrics = run.summarise(records) | means | cost
+        metrics = run.summarise(records) | means | run.guarded() | cost
         run.history.append(metrics)
         yield EpochReport(run.epoch, metrics, records, run.save)
 
@@ -122,6 +124,7 @@ class _Run:
     average: nn.Module | None
     optimizer: torch.optim.Optimizer
     team: Team
+    memory: dict[str, Tensor]  # of the method
     epoch: int = 0
     history: list[Metrics] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -142,7 +145,8 @@ class _Run:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what an earlier trial in this process has held
             torch.cuda.reset_peak_memory_stats(device)
-        return cls(config, data, device, model, average, optimizer, team)
+        memory = {name: value.to(device) for name, value in config.method.memory().items()}
+        return cls(config, data, device, model, average, optimizer, team, memory)
 
     @property
     def measured(self) -> nn.Module:
@@ -193,9 +197,18 @@ class _Run:
         strength = config.train.eps_ramp.factor(now)
         mix = Rng((*key, "mix"), block=len(index))  # of the whole batch
         threat = config.train_threat.draw(len(index), x[0].numel(), strength, mix).part(rows)
-        ctx = StepContext(threat, rng.child("attack"), now / config.train.epochs)
+        balls = config.train_threat.balls(x[0].numel(), strength)
+        ctx = StepContext(
+            threat,
+            rng.child("attack"),
+            now / config.train.epochs,
+            balls,
+            config.train_threat.shares(),
+            self.memory,
+        )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             loss = config.update.step(net, self.optimizer, config.method, (x, y), ctx)
+        self.team.mean(list(self.memory.values()))
         self._update_average(epoch, step)
         return {"loss": loss.total, **loss.terms}
 
@@ -246,6 +259,21 @@ class _Run:
         )
         return Records.joined(self.team.gather(records))
 
+    def guarded(self) -> Metrics:
+        """What the method's guard finds on training examples, and whether training has collapsed:
+        whether that error lies far above its lowest."""
+        guard = self.config.method.guard
+        if guard is None:
+            return {}
+        some = self.data.train.part(slice(0, GUARDED))
+        mine = some.part(self.team.share(len(some)))
+        threats = [*self.config.train_threat.threats(math.prod(self.data.shape)).values()]
+        size = self.config.evaluate.batch_size
+        records = measure(self.model, mine, threats, guard, ("guard",), size)
+        error = Records.joined(self.team.gather(records)).errors("train")["robust_error"]
+        lowest = min([error, *(epoch["train/guard_error"] for epoch in self.history)])
+        return {"train/guard_error": error, "collapsed": float(error - lowest > COLLAPSE)}
+
     def summarise(self, records: Records) -> Metrics:
         """This epoch's errors, the best epoch's, and the selected ones under the short names."""
         errors = records.errors("val")
@@ -287,6 +315,7 @@ class _Run:
         """All that `restore` needs, in one file."""
         tensors, numbers = optimizer_state(self.optimizer)
         groups = {"model": self.model.state_dict(), "best": self.best, "optimizer": tensors}
+        groups["memory"] = self.memory
         if self.average is not None:
             groups["average"] = self.average.state_dict()
         meta: dict[str, Any] = {
@@ -311,6 +340,7 @@ class _Run:
         if self.average is not None:
             load_weights(self.average, groups["average"], path)
         restore_optimizer(self.optimizer, groups.get("optimizer", {}), meta["optimizer"])
+        self.memory = {name: t.to(self.device) for name, t in groups.get("memory", {}).items()}
         self.best = {name: tensor.to(self.device) for name, tensor in groups["best"].items()}
         self.best_metrics, self.history = meta["best"], meta["history"]
         self.epoch = meta["epoch"]

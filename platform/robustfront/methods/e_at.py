@@ -1,0 +1,62 @@
+"""Extreme-norms adversarial training."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustfront.attacks import PGD, AttackField
+from robustfront.methods.base import METHODS, LossTerms, Method, StepContext, cross_entropies
+from robustfront.randomness import Rng
+from robustfront.threats import Norm
+
+
+@METHODS.register
+class EAT(Method):
+    """E-AT: each batch is trained on within one norm, more often within one the model is weak in.
+
+    loss = mean CE(f(x_adv), y) within the norm that is drawn for the batch, with probabilities
+    proportional to 1 - (running robust accuracy in training), equal until all norms were drawn.
+    Of the norms of `train_threat.mix` linf and l1 are enough: their hull holds the l2 ball.
+
+    Batch norm: one train-mode forward, of x_adv; the search runs in eval mode.
+    Source: arXiv:2105.12508, section 4. Official code: fra31/robust-finetuning.
+    Deviates: the accuracy is that of the forward that is trained on, where the code takes it from
+    the search; PGD is the default search, where the code uses APGD.
+    """
+
+    type: Literal["e_at"] = "e_at"
+    inner: AttackField = PGD(steps=10)
+
+    @property
+    def forward_equivalents(self) -> float:
+        """The search, then one forward and one full backward."""
+        return self.inner.forward_equivalents + 3
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
+        """`adversarial_ce`, and which norm was drawn (`drawn_linf` is 1 or 0, and so on)."""
+        norm = self._draw(ctx)
+        x_adv = self.inner(model, x, cross_entropies(y), ctx.balls[norm], ctx.rng)
+        logits = model(x_adv)
+        adversarial = F.cross_entropy(logits, y)
+        with torch.no_grad():
+            accuracy = (logits.argmax(1) == y).to(x.dtype).mean()
+            ctx.memory[f"accuracy_{norm}"] = ctx.memory[f"accuracy_{norm}"] + accuracy
+            ctx.memory[f"batches_{norm}"] = ctx.memory[f"batches_{norm}"] + 1
+        drawn = {f"drawn_{name}": x.new_tensor(name == norm) for name in ctx.balls}
+        return LossTerms(adversarial, {"adversarial_ce": adversarial, **drawn})
+
+    def _draw(self, ctx: StepContext) -> Norm:
+        """The norm of this batch, the same one for all workers."""
+        for name in ctx.balls:
+            ctx.memory.setdefault(f"accuracy_{name}", torch.zeros(()))
+            ctx.memory.setdefault(f"batches_{name}", torch.zeros(()))
+        # one transfer a batch: which search is run must be known here
+        sums = torch.stack([ctx.memory[f"accuracy_{name}"].cpu() for name in ctx.balls])
+        batches = torch.stack([ctx.memory[f"batches_{name}"].cpu() for name in ctx.balls])
+        weights = 1 - sums / batches if bool(batches.all()) else torch.ones_like(sums)
+        weights = weights + 1e-6  # somebody must be drawn where all are perfect
+        edges = (weights / weights.sum()).cumsum(0)
+        at = Rng((*ctx.rng.key, "norm"), block=1).uniform(torch.zeros(1))
+        return [*ctx.balls][min(int((edges < at).sum()), len(edges) - 1)]
