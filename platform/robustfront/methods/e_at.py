@@ -36,7 +36,7 @@ class EAT(Method):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """`adversarial_ce`, and which norm was drawn (`drawn_linf` is 1 or 0, and so on)."""
-        norm = self._draw(ctx)
+        norm = self._draw(x, ctx)
         x_adv = self.inner(model, x, cross_entropies(y), ctx.balls[norm], ctx.rng)
         logits = model(x_adv)
         adversarial = F.cross_entropy(logits, y)
@@ -47,11 +47,11 @@ class EAT(Method):
         drawn = {f"drawn_{name}": x.new_tensor(name == norm) for name in ctx.balls}
         return LossTerms(adversarial, {"adversarial_ce": adversarial, **drawn})
 
-    def _draw(self, ctx: StepContext) -> Norm:
+    def _draw(self, x: Tensor, ctx: StepContext) -> Norm:
         """The norm of this batch, the same one for all workers."""
         for name in ctx.balls:
-            ctx.memory.setdefault(f"accuracy_{name}", torch.zeros(()))
-            ctx.memory.setdefault(f"batches_{name}", torch.zeros(()))
+            ctx.memory.setdefault(f"accuracy_{name}", x.new_zeros(()))
+            ctx.memory.setdefault(f"batches_{name}", x.new_zeros(()))
         # one transfer a batch: which search is run must be known here
         sums = torch.stack([ctx.memory[f"accuracy_{name}"].cpu() for name in ctx.balls])
         batches = torch.stack([ctx.memory[f"batches_{name}"].cpu() for name in ctx.balls])
