@@ -31,9 +31,7 @@ import robustfront as rf
 from robustfront.config import TrialConfig
 from robustfront.data import DataSet, split_data
 from robustfront.errors import Diverged
-from robustfront.ledger import Ledger, SweepState
 from robustfront.randomness import seed_of
-from robustfront.search.members import sweep_hypervolume
 from robustfront.search.mo_asha import best
 from robustfront.search.pareto import Points, hypervolume
 from robustfront.search.plan import Plan, load_plan
@@ -161,13 +159,8 @@ def sweep(plan: Plan, seed: int, folder: Path) -> float:
     (folder / "job.yaml").write_text(json.dumps(job))
     done = rf.run("job.yaml")
     os.chdir(HERE)  # the folder is about to go
-    ledger = Ledger.open(done.folder)
-    state = SweepState.of(ledger.read())
-    ledger.close()
-    assert state.cost.epochs >= search["budget"]["epochs"]
-    return sweep_hypervolume(
-        [trial for trial in state.trials.values() if trial.status == "finished"], plan.job
-    )
+    assert done.state.cost.epochs >= search["budget"]["epochs"]
+    return done.front_view().hypervolume
 
 
 def measured(name: str, plan: Plan, seed: int) -> float:

@@ -11,10 +11,17 @@ from pydantic import PrivateAttr
 from torch import Tensor, nn
 
 from robustfront.attacks import Attack, Surrogate
+from robustfront.methods import Method, StepContext
 from robustfront.randomness import Rng
-from robustfront.threats import PerturbationSet
+from robustfront.threats import Norm, PerturbationSet, Threat
 
 Array = np.ndarray
+
+BALLS: dict[Norm, Threat] = {
+    "linf": Threat(norm="linf", eps="1/10"),
+    "l2": Threat(norm="l2", eps="1/2"),
+    "l1": Threat(norm="l1", eps=1),
+}
 
 
 def log_softmax(z: Array) -> Array:
@@ -121,6 +128,41 @@ class Watched(nn.Module):
         else:
             self.eval_passes += 1
         return self.net(x)
+
+
+def check_search_climbs_cross_entropy(probed: Callable[..., Method], ctx: StepContext) -> None:
+    """What the search of a method makes large, and in which mode.
+
+    Args:
+        probed: the method with a `Probe` that finds x_adv and looks at some logits.
+    """
+    net, (x, x_adv, y) = linear_net(), examples()
+    at = torch.randn(len(y), 4)
+    method: Any = probed(x_adv, at)
+
+    method.loss(net.train(), x, y, ctx)
+
+    np.testing.assert_allclose(method.inner.values, cross_entropy(f64(at), y.numpy()), rtol=1e-5)
+    assert method.inner.modes and not any(method.inner.modes)
+
+
+def check_batch_norm_sees_clean_then_adversarial(
+    probed: Callable[..., Method], ctx: StepContext
+) -> None:
+    """Two train-mode passes of a method, x then x_adv, and nothing else."""
+    net, (x, x_adv, y) = batch_norm_net(), examples()
+    x_adv = 0.2 * x_adv  # statistics of its own
+    start = f64(net[1].running_mean), f64(net[1].running_var)
+    mean, var = running(start, f64(x), f64(x_adv))
+    other = running(start, f64(x_adv), f64(x))
+    assert np.abs(other[0] - mean).max() > 1e-3 and np.abs(other[1] - var).max() > 1e-3
+
+    watched = Watched(net).train()
+    probed(x_adv).loss(watched, x, y, ctx)
+
+    assert torch.equal(watched.trained_on[0], x) and torch.equal(watched.trained_on[1], x_adv)
+    np.testing.assert_allclose(f64(net[1].running_mean), mean, rtol=1e-5)
+    np.testing.assert_allclose(f64(net[1].running_var), var, rtol=1e-5)
 
 
 def source(*key: int | str) -> torch.Generator:

@@ -5,15 +5,14 @@ import pytest
 import torch
 from numpy_reference import (
     Probe,
-    Watched,
-    batch_norm_net,
+    check_batch_norm_sees_clean_then_adversarial,
+    check_search_climbs_cross_entropy,
     cross_entropy,
     examples,
     f64,
     gradient,
     linear_net,
     logits,
-    running,
     separated,
 )
 
@@ -78,30 +77,11 @@ def test_the_gradient_reaches_the_weights_through_both_logits():
 
 
 def test_the_search_makes_the_cross_entropy_large_in_eval_mode():
-    net, (x, x_adv, y) = linear_net(), examples()
-    at = torch.randn(len(y), 4)
-    method = probed(x_adv, at)
-
-    method.loss(net.train(), x, y, context())
-
-    np.testing.assert_allclose(method.inner.values, cross_entropy(f64(at), y.numpy()), rtol=1e-5)
-    assert method.inner.modes and not any(method.inner.modes)
+    check_search_climbs_cross_entropy(probed, context())
 
 
 def test_batch_norm_sees_the_clean_then_the_adversarial_inputs():
-    net, (x, x_adv, y) = batch_norm_net(), examples()
-    x_adv = 0.2 * x_adv  # statistics of its own
-    start = f64(net[1].running_mean), f64(net[1].running_var)
-    mean, var = running(start, f64(x), f64(x_adv))
-    other = running(start, f64(x_adv), f64(x))
-    assert np.abs(other[0] - mean).max() > 1e-3 and np.abs(other[1] - var).max() > 1e-3
-
-    watched = Watched(net).train()
-    probed(x_adv).loss(watched, x, y, context())
-
-    assert torch.equal(watched.trained_on[0], x) and torch.equal(watched.trained_on[1], x_adv)
-    np.testing.assert_allclose(f64(net[1].running_mean), mean, rtol=1e-5)
-    np.testing.assert_allclose(f64(net[1].running_var), var, rtol=1e-5)
+    check_batch_norm_sees_clean_then_adversarial(probed, context())
 
 
 def test_logits_that_are_equal_have_a_finite_gradient():

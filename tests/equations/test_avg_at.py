@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy_reference import (
+    BALLS,
     Watched,
     cross_entropy,
     examples,
@@ -18,11 +19,6 @@ from robustfront.methods import PGDAT, AvgAT, StepContext
 from robustfront.randomness import Rng
 from robustfront.threats import Norm, Threat
 
-BALLS: dict[Norm, Threat] = {
-    "linf": Threat(norm="linf", eps="1/10"),
-    "l2": Threat(norm="l2", eps="1/2"),
-    "l1": Threat(norm="l1", eps=1),
-}
 INNER = PGD(steps=3, start="zero")
 SHARES: dict[Norm, float] = {"linf": 0.2, "l2": 0.3, "l1": 0.5}
 

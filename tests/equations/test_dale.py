@@ -1,12 +1,13 @@
 """DALE: an objective plus nu times the constrained loss; nu follows the constraint."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from numpy_reference import (
     Probe,
-    Watched,
-    batch_norm_net,
+    check_batch_norm_sees_clean_then_adversarial,
     cross_entropy,
     examples,
     f64,
@@ -15,7 +16,6 @@ from numpy_reference import (
     linear_net,
     log_softmax,
     logits,
-    running,
     separated,
 )
 
@@ -137,15 +137,7 @@ def test_the_sampler_of_the_kl_form_climbs_the_divergence():
 
 
 def test_batch_norm_sees_the_clean_then_the_adversarial_inputs():
-    net, (x, x_adv, y) = batch_norm_net(), examples()
-    x_adv = 0.2 * x_adv  # statistics of its own
-    start = f64(net[1].running_mean), f64(net[1].running_var)
-    mean, var = running(start, f64(x), f64(x_adv))
-    watched = Watched(net).train()
-    probed(x_adv, rho=None).loss(watched, x, y, context())
-    assert torch.equal(watched.trained_on[0], x) and torch.equal(watched.trained_on[1], x_adv)
-    np.testing.assert_allclose(f64(net[1].running_mean), mean, rtol=1e-5)
-    np.testing.assert_allclose(f64(net[1].running_var), var, rtol=1e-5)
+    check_batch_norm_sees_clean_then_adversarial(partial(probed, rho=None), context())
 
 
 # -- what it contains

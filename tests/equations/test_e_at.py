@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy_reference import (
+    BALLS,
     Watched,
     cross_entropy,
     examples,
@@ -16,13 +17,7 @@ from numpy_reference import (
 from robustfront.attacks import PGD
 from robustfront.methods import EAT, PGDAT, StepContext
 from robustfront.randomness import Rng
-from robustfront.threats import Norm, Threat
 
-BALLS: dict[Norm, Threat] = {
-    "linf": Threat(norm="linf", eps="1/10"),
-    "l2": Threat(norm="l2", eps="1/2"),
-    "l1": Threat(norm="l1", eps=1),
-}
 INNER = PGD(steps=3, start="zero")
 
 

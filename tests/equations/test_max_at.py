@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy_reference import (
+    BALLS,
     Watched,
     batch_norm_net,
     cross_entropy,
@@ -18,13 +19,8 @@ from numpy_reference import (
 from robustfront.attacks import PGD
 from robustfront.methods import PGDAT, MaxAT, StepContext
 from robustfront.randomness import Rng
-from robustfront.threats import Norm, Threat
+from robustfront.threats import Threat
 
-BALLS: dict[Norm, Threat] = {
-    "linf": Threat(norm="linf", eps="1/10"),
-    "l2": Threat(norm="l2", eps="1/2"),
-    "l1": Threat(norm="l1", eps=1),
-}
 INNER = PGD(steps=3, start="zero")
 
 

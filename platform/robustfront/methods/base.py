@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfront.attacks import Attack, Surrogate
+from robustfront.attacks import Attack, Surrogate, eval_mode
 from robustfront.randomness import Rng
 from robustfront.registry import Component, Registry
 from robustfront.threats import Norm, PerturbationSet, Threat
@@ -102,6 +102,13 @@ def kl_divergence(log_p: Tensor, logits: Tensor) -> Tensor:
 def cross_entropies(y: Tensor) -> Surrogate:
     """What most searches make large: each example's cross-entropy to its label y (N,)."""
     return lambda logits: F.cross_entropy(logits, y, reduction="none")
+
+
+def divergences(model: nn.Module, x: Tensor) -> Surrogate:
+    """What TRADES makes large: KL(p(x) || p(x_adv)) of each example, p(x) fixed, in eval mode."""
+    with eval_mode(model), torch.no_grad():
+        log_p = F.log_softmax(model(x), dim=1)
+    return lambda logits: kl_divergence(log_p, logits)
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:

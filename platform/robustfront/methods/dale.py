@@ -7,12 +7,13 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfront.attacks import AttackField, Langevin, Surrogate, eval_mode
+from robustfront.attacks import AttackField, Langevin
 from robustfront.methods.base import (
     METHODS,
     LossTerms,
     Method,
     StepContext,
+    divergences,
     kl_divergence,
     log_complement,
 )
@@ -55,10 +56,12 @@ class DALE(Method):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """The two losses by name, and with `rho` the dual variable `nu` and the `slack` left."""
-        x_adv = self.inner(model, x, self._surrogate(model, x, y), ctx.threat, ctx.rng)
+        kl = self.form == "kl"
+        surrogate = divergences(model, x) if kl else lambda logits: log_complement(logits, y)
+        x_adv = self.inner(model, x, surrogate, ctx.threat, ctx.rng)
         logits, logits_adv = model(x), model(x_adv)
         terms = {"clean_ce": F.cross_entropy(logits, y)}
-        if self.form == "kl":
+        if kl:
             divergence = kl_divergence(F.log_softmax(logits, dim=1), logits_adv)
             terms["robust_kl"] = divergence.mean()
         else:
@@ -71,10 +74,3 @@ class DALE(Method):
         slack = self.rho - constrained.detach()
         ctx.memory["nu"] = nu - self.dual_lr * slack
         return LossTerms(objective + nu * constrained, {**terms, "nu": nu, "slack": slack})
-
-    def _surrogate(self, model: nn.Module, x: Tensor, y: Tensor) -> Surrogate:
-        if self.form != "kl":
-            return lambda logits: log_complement(logits, y)
-        with eval_mode(model), torch.no_grad():
-            log_p = F.log_softmax(model(x), dim=1)
-        return lambda logits: kl_divergence(log_p, logits)

@@ -3,13 +3,19 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from pydantic import NonNegativeFloat, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfront.attacks import PGD, AttackField, eval_mode
-from robustfront.methods.base import METHODS, LossTerms, Method, StepContext, kl_divergence
+from robustfront.attacks import PGD, AttackField
+from robustfront.methods.base import (
+    METHODS,
+    LossTerms,
+    Method,
+    StepContext,
+    divergences,
+    kl_divergence,
+)
 
 
 @METHODS.register
@@ -54,9 +60,7 @@ class Trades(Method):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """Two terms, `clean_ce` and `robust_kl` (before its weight)."""
-        with eval_mode(model), torch.no_grad():
-            log_p = F.log_softmax(model(x), dim=1)
-        x_adv = self.inner(model, x, lambda z: kl_divergence(log_p, z), ctx.threat, ctx.rng)
+        x_adv = self.inner(model, x, divergences(model, x), ctx.threat, ctx.rng)
         logits, logits_adv = model(x), model(x_adv)
         clean = F.cross_entropy(logits, y)
         robust = kl_divergence(F.log_softmax(logits, dim=1), logits_adv).mean()

@@ -6,7 +6,7 @@ import copy
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustfront.attacks import Attack
 from robustfront.config import GUARDED, TrialConfig
-from robustfront.data import DataSet, split_data
+from robustfront.data import DataSet, Split, split_data
 from robustfront.errors import DataError, Diverged
 from robustfront.evaluation.evaluate import measure
 from robustfront.evaluation.records import Records
 from robustfront.methods import StepContext
 from robustfront.models import build_model
 from robustfront.randomness import Key, Rng, generator, seed_of
+from robustfront.threats import Threat
 from robustfront.training.checkpoint import (
     load_weights,
     optimizer_state,
@@ -251,13 +253,16 @@ class _Run:
 
     def measure_val(self) -> Records:
         """Predictions on the validation split, each worker's share brought together."""
-        evaluate = self.config.evaluate
-        mine = self.data.val.part(self.team.share(len(self.data.val)))
         key: Key = ("evaluate", "val")
-        records = measure(
-            self.measured, mine, self.config.threat, evaluate.attack, key, evaluate.batch_size
-        )
-        return Records.joined(self.team.gather(records))
+        attack = self.config.evaluate.attack
+        return self._records(self.measured, self.data.val, self.config.threat, attack, key)
+
+    def _records(
+        self, model: nn.Module, split: Split, threats: Sequence[Threat], attack: Attack, key: Key
+    ) -> Records:
+        mine = split.part(self.team.share(len(split)))
+        size = self.config.evaluate.batch_size
+        return Records.joined(self.team.gather(measure(model, mine, threats, attack, key, size)))
 
     def guarded(self) -> Metrics:
         """What the method's guard finds on training examples, and whether training has collapsed:
@@ -266,11 +271,9 @@ class _Run:
         if guard is None:
             return {}
         some = self.data.train.part(slice(0, GUARDED))
-        mine = some.part(self.team.share(len(some)))
         threats = [*self.config.train_threat.threats(math.prod(self.data.shape)).values()]
-        size = self.config.evaluate.batch_size
-        records = measure(self.model, mine, threats, guard, ("guard",), size)
-        error = Records.joined(self.team.gather(records)).errors("train")["robust_error"]
+        records = self._records(self.model, some, threats, guard, ("guard",))
+        error = records.errors("train")["robust_error"]
         lowest = min([error, *(epoch["train/guard_error"] for epoch in self.history)])
         return {"train/guard_error": error, "collapsed": float(error - lowest > COLLAPSE)}
 
