@@ -133,6 +133,30 @@ def front(
 
 
 @app.command()
+def evaluate(
+    name: Name,
+    trial: Annotated[
+        str | None, typer.Option(metavar="ID", help="One finished trial, not the front.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An attack; else the job's evaluate.final.")
+    ] = None,
+    address: Address = None,
+    executor: Annotated[
+        Literal["ray", "inline"] | None,
+        typer.Option(help="By default the one the sweep began with."),
+    ] = None,
+) -> None:
+    """Measure the front on the test split once more, with a stronger suite."""
+    from robustfront import report, sweep
+
+    done, attack, trials = sweep.remeasure(name, trial, suite, executor, address)
+    report.show_measured(done, attack, trials)
+    if done.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def validate(job: JobFile, settings: Settings = None) -> None:
     """Every problem of a job file; if there is none, the plan and what it will cost."""
     from robustfront import report

@@ -33,7 +33,7 @@ Kind = Literal[
     "diverged",  # body: reason
     "failed",  # step: starts so far; body: reason
     "restarted",  # a new attempt from scratch; reports of the old one no longer count
-    "measured",  # body: metrics of the final suite on the test split
+    "measured",  # step: how many times before; body: metrics of a suite on the test split
 ]
 Status = Literal["waiting", "running", "paused", "finished", "pruned", "failed", "diverged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -306,6 +306,7 @@ class Trial:
     reason: str = ""
     reports: dict[int, dict[str, float]] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
+    measured: int = 0  # how many times, on the test split
     cost: Cost = Cost()  # of all attempts
 
     @property
@@ -315,7 +316,7 @@ class Trial:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last report, and what the final suite measured."""
+        """The last report, and what was measured on the test split."""
         return {**self.reports.get(self.epoch, {}), **self.test}
 
     @property
@@ -398,5 +399,7 @@ def _apply_to_trial(trial: Trial, event: Event) -> None:
         trial.reason = ""
         trial.reports.clear()
         trial.test.clear()
+        trial.measured = 0
     elif event.kind == "measured":
-        trial.test = event.body["metrics"]
+        trial.test |= event.body["metrics"]
+        trial.measured = event.step + 1

@@ -37,11 +37,13 @@ class Rng:
         key: what the randomness depends on.
         first: position of the batch's first example in the whole set.
         block: examples that share a generator; a batch size where batches are fixed anyway.
+        positions: those of the batch's examples, where they are not consecutive; `first` is unused.
     """
 
     key: Key
     first: int = 0
     block: int = 128
+    positions: Tensor | None = None
     draws: int = field(default=0, init=False)
 
     def uniform(self, like: Tensor) -> Tensor:
@@ -58,21 +60,45 @@ class Rng:
 
     def child(self, *more: int | str) -> Rng:
         """An independent source for the same examples."""
-        return Rng((*self.key, *more), self.first, self.block)
+        return Rng((*self.key, *more), self.first, self.block, self.positions)
+
+    def rows(self, index: Tensor) -> Rng:
+        """The same source for some of the examples: draws what it would have drawn for them."""
+        index = index.cpu()
+        positions = self.first + index if self.positions is None else self.positions[index]
+        chosen = Rng(self.key, self.first, self.block, positions)
+        chosen.draws = self.draws
+        return chosen
 
     def _blocks(self, like: Tensor, law: str) -> Tensor:
         self.draws += 1
+        if self.positions is not None:
+            return self._scattered(like, law, self.positions)
         end = self.first + len(like)
         rows = []
         for index in range(self.first // self.block, -(-end // self.block)):
-            source = generator(like.device, *self.key, law, self.draws, index)
-            whole = torch.empty((self.block, *like.shape[1:]), dtype=like.dtype, device=like.device)
-            _FILL[law](whole, source)
             start = index * self.block
+            whole = self._block(like, law, index)
             rows.append(whole[max(self.first - start, 0) : end - start])
         if not rows:
             return torch.empty_like(like)
         return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def _scattered(self, like: Tensor, law: str, positions: Tensor) -> Tensor:
+        found = torch.empty_like(like)
+        blocks = positions // self.block
+        for index in torch.unique(blocks).tolist():
+            here = (blocks == index).nonzero()[:, 0]
+            whole = self._block(like, law, index)
+            rows = (positions[here] - index * self.block).to(like.device)
+            found[here.to(like.device)] = whole[rows]
+        return found
+
+    def _block(self, like: Tensor, law: str, index: int) -> Tensor:
+        source = generator(like.device, *self.key, law, self.draws, index)
+        whole = torch.empty((self.block, *like.shape[1:]), dtype=like.dtype, device=like.device)
+        _FILL[law](whole, source)
+        return whole
 
 
 _FILL = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from rich.text import Text
 from robustfront.config import Job
 from robustfront.errors import ConfigError
 from robustfront.estimate import Estimate
+from robustfront.evaluation.intervals import clopper_pearson
 from robustfront.executors.live import summary
+from robustfront.files import write_bytes
 from robustfront.ledger import STATUSES
 from robustfront.search.plan import Plan
 from robustfront.sweep import Sweep
 from robustfront.tracking.front import Front, is_error
 from robustfront.tracking.shipper import store_uri
-from robustfront.training.checkpoint import write_bytes
 
 
 def show_front(front: Front) -> None:
@@ -30,24 +32,36 @@ def show_front(front: Front) -> None:
         return
     names = [str(name) for name in front.members.columns]
     tested = [n for n in names if n.startswith("test/") and not n.endswith(("_low", "_high"))]
-    columns = list(dict.fromkeys([front.x, front.y, *tested]))
     title = f"{front.name}: {front.subtitle}; errors in % with 95 % intervals over examples"
-    errors = Table("trial", title=title, box=None, title_justify="left")
-    for column in columns:
-        errors.add_column(column.replace("/", " ").replace("_", " "), justify="right", min_width=12)
-    settings = Table("trial", "on the front", "passes, time", "configuration", box=None)
+    errors = _errors(front, [front.x, front.y], title)
+    others = [name for name in tested if name not in (front.x, front.y)]
+    later = _errors(front, others, "The same trials on the test split")
+    settings = Table(box=None)
+    settings.add_column("trial", no_wrap=True)
+    for head in ("on the front", "passes, time", "configuration"):
+        settings.add_column(head)
     for _, row in front.members.iterrows():
-        errors.add_row(str(row["trial"]), *(_error(row, column) for column in columns))
         chance = _chance(row.get("pareto_probability"))
         parameters = Text(_parameters(row, front.parameters))
         settings.add_row(str(row["trial"]), chance, _cost(row), parameters)
-    console.print(errors, settings, sep="\n\n")
+    console.print(errors, *([later] if others else []), settings, sep="\n\n")
     console.print(
         f"\n{len(front.members)} of {front.count('finished')} finished trials are on the front, "
         f"hypervolume {front.hypervolume:.4f}; {100 * front.diverged_share:.0f} % diverged."
     )
     for problem in front.problems:
         console.print(f"{problem}; no probability for it", style="red", markup=False)
+
+
+def _errors(front: Front, columns: list[str], title: str) -> Table:
+    """Some errors of the members; a column each, headed by the parts of its name."""
+    table = Table(title=title, box=None, title_justify="left")
+    table.add_column("trial", no_wrap=True)
+    for column in columns:
+        table.add_column("\n".join(column.split("/")).replace("_", " "), justify="right")
+    for _, row in front.members.iterrows():
+        table.add_row(str(row["trial"]), *(_error(row, column) for column in columns))
+    return table
 
 
 def save_front(front: Front, csv: Path | None, png: Path | None, html: Path | None) -> None:
@@ -90,6 +104,33 @@ def show_end(sweep: Sweep) -> None:
         console.print(problem, style="red", markup=False)
     console.print(f"Sweep:  {sweep.folder}")
     console.print(f"MLflow: {store_uri(sweep.job, sweep.folder)}   (robustfront ui)")
+
+
+def show_measured(sweep: Sweep, attack: str, trials: Sequence[str]) -> None:
+    """The errors of some trials on the test split under an attack."""
+    console = Console(highlight=False)
+    threats = [threat.name for threat in sweep.job.threat]
+    names = [*threats, "union"] if len(threats) > 1 else threats
+    title = f"{sweep.name}: {attack}, test split; errors in % with 95 % intervals over examples"
+    table = Table("trial", "standard error", title=title, box=None, title_justify="left")
+    for name in names:
+        table.add_column(f"robust error {name.replace('_', ' ')}")
+    for trial in trials:
+        test = sweep.state.trials[trial].test
+        found = [test.get(f"test/robust_error/{name}/{attack}") for name in names]
+        cells = [_with_interval(e, test) for e in (test.get("test/standard_error"), *found)]
+        table.add_row(trial, *cells)
+    console.print(table)
+    for problem in sweep.problems:
+        console.print(problem, style="red", markup=False, soft_wrap=True)
+
+
+def _with_interval(error: float | None, test: Mapping[str, float]) -> str:
+    if error is None:
+        return ""
+    n = round(test["test/examples"])
+    low, high = clopper_pearson(round(error * n), n)
+    return f"{100 * error:.1f} [{_percent(low)}, {_percent(high)}]"
 
 
 def show_status(sweeps: list[Sweep], detailed: bool) -> None:

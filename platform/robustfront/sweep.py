@@ -17,15 +17,17 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from robustfront.config import Job
+from robustfront.attacks import ATTACKS
+from robustfront.config import Final, Job
 from robustfront.errors import ConfigError, DataError, nearest
 from robustfront.evaluation.records import Records
 from robustfront.executors.choose import Executor, Kind, make_executor
 from robustfront.executors.driver import Driver, Failed
-from robustfront.executors.live import Display
+from robustfront.executors.live import Display, Shares
+from robustfront.executors.remeasure import Remeasurement
 from robustfront.ledger import Event, Ledger, SweepState, check_database, is_sweep
 from robustfront.problems import overlaid
-from robustfront.search.members import objectives_of
+from robustfront.search.members import members, objectives_of
 from robustfront.search.plan import Plan, check, load_plan
 from robustfront.tracking.front import Front
 from robustfront.tracking.shipper import Shipper
@@ -175,6 +177,70 @@ def resume(
             return _drive(folder, plan, hands, failed)
         finally:
             hands.close()
+
+
+def remeasure(
+    sweep: str | Path,
+    trial: str | None = None,
+    suite: str | None = None,
+    executor: Kind | None = None,
+    address: str | None = None,
+) -> tuple[Sweep, str, list[str]]:
+    """Measure the members of a sweep's front, or one trial, on the test split once more.
+
+    Args:
+        trial: the id of a finished trial, or how it begins.
+        suite: the name of an attack, with its defaults; None: the job's `evaluate.final`.
+        executor: None takes the one the sweep was started with.
+
+    Returns:
+        The sweep afterwards, the name of the attack, and the ids of the trials.
+
+    Raises:
+        ConfigError: no such suite or trial, or a sweep that is running.
+        DataError: no such sweep, or data that cannot be read.
+    """
+    folder = find(sweep)
+    with _only_driver(folder), closing(Ledger.open(folder)) as ledger:
+        state = SweepState.of(ledger.read())
+        job = check(state.job, str(folder / "job.yaml")).job
+        final = _final(job, suite)
+        trials = _chosen(job, state, trial)
+        hands = make_executor(executor or state.executor, job, folder, address)
+        shipper = Shipper(folder, job)
+        shipper.start()
+        wait = 5.0
+        try:
+            with Shares(trials, final.attack.name) as shares:
+                work = Remeasurement(folder, ledger, job, trials, final, shares.tell)
+                hands.run(work)
+            wait = 90.0
+        finally:
+            hands.close()
+            pending = shipper.close(wait)
+    after = Sweep(folder, work.state, pending, tuple(work.problems))
+    return after, final.attack.name, trials
+
+
+def _final(job: Job, suite: str | None) -> Final:
+    """The suite of that name on as many examples as the job's own."""
+    if suite is None:
+        return job.evaluate.final
+    if suite not in ATTACKS.classes:
+        raise ConfigError("--suite", [f"got {suite!r}{nearest(suite, [*ATTACKS.classes])}"])
+    return Final(attack=ATTACKS.classes[suite](), examples=job.evaluate.final.examples)
+
+
+def _chosen(job: Job, state: SweepState, trial: str | None) -> list[str]:
+    """The members of the front, or one trial."""
+    if trial is None:
+        return [member.id for member in members(state.trials.values(), job)]
+    finished = [t.id for t in state.trials.values() if t.status == "finished"]
+    found = [name for name in finished if name.startswith(trial)]
+    if len(found) != 1:
+        problem = "more than one finished trial begins" if found else "no finished trial begins"
+        raise ConfigError("--trial", [f"got {trial!r}: {problem} so{nearest(trial, finished)}"])
+    return found
 
 
 def warm_start(plan: Plan) -> list[dict[str, Any]]:

@@ -2,26 +2,41 @@
 
 import fcntl
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import robustfront as rf
 from robustfront.cli import app, main
+from robustfront.evaluation.records import Records, read_arrays
 from robustfront.ledger import Event, Ledger
-from tiny_job import environment, state_of, write_job
+from tiny_job import command, environment, state_of, write_job
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
-COMMANDS = ("front", "resume", "run", "status", "submit", "trial", "ui", "validate")
+COMMANDS = (
+    "evaluate",
+    "front",
+    "resume",
+    "run",
+    "status",
+    "submit",
+    "trial",
+    "ui",
+    "validate",
+)
 Call = Callable[..., "Done"]
 
 
@@ -93,12 +108,12 @@ def listing(folder: Path) -> dict[Path, int]:
 def test_the_commands_are_those_that_are_tested_here() -> None:
     found = {command.callback.__name__ for command in app.registered_commands if command.callback}
     assert set(COMMANDS) <= found
-    assert found <= {*COMMANDS, "submit", "evaluate", "certify"}, "test the new command here"
+    assert found <= {*COMMANDS, "certify"}, "test the new command here"
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_says_what_a_command_does(cli: Call, command: str) -> None:
-    done = cli(*([command] if command else []), "--help")
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_says_what_a_command_does(cli: Call, name: str) -> None:
+    done = cli(*([name] if name else []), "--help")
     assert done.code == 0
     assert "Usage: robustfront" in done.out
     assert len(done.text) > 200
@@ -413,6 +428,102 @@ def test_front_refuses_what_is_wrong_and_writes_nothing(
     done = cli("front", *arguments)
     assert done.code == 2
     assert message in done.text
+
+
+# -- evaluate
+
+APGD = "test/robust_error/linf_0.1/apgd100"
+
+
+def test_evaluate_measures_the_front_with_a_stronger_suite(cli: Call, copy: Path) -> None:
+    before = rf.Sweep.open("tiny")
+    done = cli("evaluate", "tiny", "--suite", "apgd")
+    assert done.code == 0
+    after = rf.Sweep.open("tiny")
+    members = list(before.front()["trial"])
+    for trial in after.state.trials.values():
+        known = before.state.trials[trial.id].metrics
+        assert known.items() <= trial.metrics.items()  # both numbers are kept
+        assert (APGD in trial.metrics) == (trial.id in members)
+    for member in members:
+        assert member in done.text
+        test = after.state.trials[member].test
+        assert test["test/standard_error"] <= test[APGD]
+        records = Records.load(copy / "sweeps" / "tiny" / "trials" / member / "test-apgd100.npz")
+        assert records.errors("test")[APGD] == test[APGD]
+        assert f"{100 * test[APGD]:.1f} [" in done.text
+    again = cli("evaluate", "tiny", "--suite", "apgd")
+    assert again.code == 0
+    assert rf.Sweep.open("tiny").state.seq == after.state.seq  # nothing new to tell
+    shown = cli("front", "tiny", "--split", "test", "--y", APGD)
+    assert shown.code == 0 and members[0] in shown.text
+
+
+def test_evaluate_measures_one_trial_with_the_suite_of_the_job(cli: Call, copy: Path) -> None:
+    sweep = rf.Sweep.open("tiny")
+    (other, *_) = set(sweep.trials["trial"]) - set(sweep.front()["trial"])
+    done = cli("evaluate", "tiny", "--trial", other[:8])
+    assert done.code == 0 and other in done.text
+    test = rf.Sweep.open("tiny").state.trials[other].test
+    assert set(test) == {
+        "test/standard_error",
+        "test/robust_error/linf_0.1/pgd5x2",
+        "test/examples",
+    }
+    assert list(rf.Sweep.open("tiny").front()["trial"]) == list(sweep.front()["trial"])
+
+
+BAD_EVALUATIONS = {
+    "a sweep that is not there": (["tinny"], "did you mean 'tiny'"),
+    "a suite that is not there": (["tiny", "--suite", "autoatack"], "did you mean 'autoattack'"),
+    "a trial that is not there": (["tiny", "--trial", "nobody"], "no finished trial begins so"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_EVALUATIONS.values(), ids=[*BAD_EVALUATIONS])
+def test_evaluate_refuses_what_is_wrong_and_writes_nothing(
+    cli: Call, here: Path, arguments: list[str], message: str
+) -> None:
+    done = cli("evaluate", *arguments)
+    assert done.code == 2
+    assert message in done.text
+
+
+def test_evaluate_names_a_checkpoint_of_another_architecture(cli: Call, copy: Path) -> None:
+    member = rf.Sweep.open("tiny").front()["trial"].iloc[0]
+    checkpoint = copy / "sweeps" / "tiny" / "trials" / member / "checkpoint"
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["model"]["hidden"] = [17]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    done = cli("evaluate", "tiny", "--suite", "fgsm")
+    assert done.code == 1
+    assert member in done.text and "another architecture" in done.text
+
+
+def test_an_evaluation_that_is_killed_goes_on_with_the_same_result(cli: Call, copy: Path) -> None:
+    member = rf.Sweep.open("tiny").front()["trial"].iloc[0]
+    folder = copy / "sweeps" / "tiny" / "trials" / member
+    arguments = ("evaluate", "tiny", "--trial", member, "--suite", "autoattack")
+    process = subprocess.Popen(
+        command(*arguments), cwd=copy, env=environment(), start_new_session=True
+    )
+    path = folder / "test-autoattack.npz"
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it had ended before the kill"
+    assert "test/robust_error/linf_0.1/autoattack" not in rf.Sweep.open("tiny").trials
+    assert read_arrays(path)["passed:linf_0.1/autoattack"].max() < 4
+
+    assert cli(*arguments).code == 0
+
+    known = Records.load(path)
+    path.unlink()
+    assert cli(*arguments).code == 0
+    alone = Records.load(path)
+    for name, prediction in alone.attacked.items():
+        assert np.array_equal(known.attacked[name], prediction)
 
 
 # -- validate

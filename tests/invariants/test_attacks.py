@@ -1,6 +1,7 @@
 """What every attack keeps: its set, the box, the model as it was; and what its strength obeys."""
 
 import copy
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -9,22 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from robustfront.attacks import (
+    APGD,
     ATTACKS,
     FGSM,
     PGD,
     Attack,
+    AutoAttack,
     Langevin,
+    Misclassification,
+    Square,
+    TargetedAPGD,
+    TargetedFAB,
     eval_mode,
-    misclassification,
 )
 from robustfront.data import Split
-from robustfront.evaluation.evaluate import evaluate, measure
+from robustfront.errors import DataError
+from robustfront.evaluation.evaluate import evaluate, measure, measuring, stages_of
+from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records
 from robustfront.models import CNN7, MLP, Linear, ModelConfig, build_model
 from robustfront.randomness import Rng
 from robustfront.threats import Mixture, PerturbationSet, Threat
 
 SHAPE, CLASSES = (2, 6, 6), 4
+
+
+class SmallAutoAttack(AutoAttack):
+    """The same protocol with few steps."""
+
+    def stages(self, threat):
+        return [
+            stage.model_copy(update={"steps": 5, "queries": 40}) for stage in super().stages(threat)
+        ]
+
+
 ATTACKS_TRIED = [
     FGSM(),
     PGD(steps=4),
@@ -33,7 +52,16 @@ ATTACKS_TRIED = [
     PGD(steps=3, start="zero", rel_step_size=3.0),
     Langevin(steps=4),
     Langevin(steps=3, start="uniform", temperature=0.1, noise="gaussian"),
+    APGD(steps=6),
+    APGD(steps=5, loss="dlr", restarts=2),
+    APGD(steps=10, start="zero", shrinking_radius=True),
+    TargetedAPGD(steps=5, targets=2),
+    TargetedFAB(steps=5),
+    Square(queries=60),
+    SmallAutoAttack(),
 ]
+# They move as far as is needed, or change nothing where they find nothing.
+SPARING = (FGSM, TargetedFAB, AutoAttack)
 THREATS = {
     "linf": Threat(norm="linf", eps="1/10"),
     "l2": Threat(norm="l2", eps="1/2"),
@@ -69,22 +97,35 @@ def batch(n: int = 12, seed: int = 0, classes: int = CLASSES) -> tuple[Tensor, T
 def attacked(
     attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: PerturbationSet, *key: int
 ) -> Tensor:
-    return attack(model, x, misclassification(y), threat, Rng((0, *key)))
+    goal = Misclassification(y)
+    # The examples of a mixture stay together: there is no goal that could leave some of them out.
+    surrogate = goal.loss if isinstance(threat, Mixture) else goal
+    return attack(model, x, surrogate, threat, Rng((0, *key)))
 
 
 def test_every_attack_is_tried_here():
     assert len(ATTACKS.classes) >= 2
-    assert {type(attack) for attack in ATTACKS_TRIED} == set(ATTACKS.classes.values())
+    tried = {type(attack) for attack in ATTACKS_TRIED} - {SmallAutoAttack} | {AutoAttack}
+    assert tried == set(ATTACKS.classes.values())
 
 
 def test_attacks_of_different_strength_have_different_names():
-    attacks = [FGSM(), PGD(steps=10), PGD(steps=20), PGD(steps=20, restarts=5)]
-    assert [a.name for a in attacks] == ["fgsm", "pgd10", "pgd20", "pgd20x5"]
+    attacks = [FGSM(), PGD(steps=10), PGD(steps=20), PGD(steps=20, restarts=5), *ATTACKS_TRIED]
+    names = [attack.name for attack in attacks]
+    assert names[:4] == ["fgsm", "pgd10", "pgd20", "pgd20x5"]
+    assert {"apgd6", "apgd5_dlrx2", "apgd5_t2", "fab5_t9", "square60", "autoattack"} < set(names)
+
+
+def try_in(attack: Attack, threat: PerturbationSet) -> None:
+    """Skip what does not go together: attacks of evaluations search in one ball."""
+    if attack.needs_labels and isinstance(threat, Mixture):
+        pytest.skip("for evaluations: within one ball")
 
 
 @each_attack
 @each_threat
 def test_it_stays_in_its_set_and_in_the_box(attack, threat):
+    try_in(attack, threat)
     model, (x, y) = network(MLP(hidden=(16,)), gain=5), batch()
     found = attacked(attack, model, x, y, threat)
     parts = threat.parts if isinstance(threat, Mixture) else [(threat, len(x))]
@@ -95,7 +136,7 @@ def test_it_stays_in_its_set_and_in_the_box(attack, threat):
     for (ball, _), part, origin in zip(parts, found.split(sizes), x.split(sizes), strict=True):
         eps = float(ball.eps)
         assert (ball.distance(part, origin) <= eps * (1 + 1e-4)).all()
-        if eps and not (isinstance(attack, FGSM) and ball.norm == "l1"):
+        if eps and not isinstance(attack, SPARING):
             assert (ball.distance(part, origin) > 0.5 * eps).any()
 
 
@@ -112,16 +153,17 @@ def test_radius_zero_gives_the_input_bit_for_bit(attack, norm):
 @each_attack
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_it_raises_the_loss(attack, norm):
-    model, (x, _) = network(MLP(hidden=(16,)), gain=3), batch()
+    model, (x, _) = network(MLP(hidden=(16,)), gain=12), batch()
     y = model(x).argmax(1)
     found = attacked(attack, model, x, y, THREATS[norm])
-    before, after = (misclassification(y)(model(inputs)).mean() for inputs in (x, found))
+    before, after = (Misclassification(y)(model(inputs)).mean() for inputs in (x, found))
     assert after > before
 
 
 @each_attack
 @each_threat
 def test_the_model_is_left_as_it_was(attack, threat):
+    try_in(attack, threat)
     model, (x, y) = network(CNN7(width=2)), batch()
     for i, module in enumerate(model.modules()):
         module.training = i % 3 == 0  # mixed, as with frozen batch norm
@@ -184,6 +226,7 @@ def test_inputs_outside_the_box_are_refused(attack, wrong):
 @each_attack
 @each_threat
 def test_the_same_key_gives_the_same_result(attack, threat):
+    try_in(attack, threat)
     model, (x, y) = network(MLP(hidden=(16,))), batch()
     first = attacked(attack, model, x, y, threat, 1)
     torch.manual_seed(99)
@@ -237,7 +280,7 @@ def test_more_steps_are_never_weaker_on_a_linear_binary_model(norm, start):
     model, x, y = binary()
     threat = Threat(norm=norm, eps={"linf": "1/20", "l2": "1/4", "l1": "3/10"}[norm])
     losses = [
-        misclassification(y)(
+        Misclassification(y)(
             model(attacked(PGD(steps=k, rel_step_size=0.2, start=start), model, x, y, threat))
         )
         for k in (1, 2, 4, 8, 16)
@@ -277,7 +320,7 @@ def test_more_restarts_never_find_fewer_errors(norm):
 def test_restarts_prefer_an_error_to_a_larger_loss():
     """A wrong prediction may have a smaller cross-entropy than a right one of four."""
     logits = torch.tensor([[0.3, 0.2, 0.25, 0.25], [5.0, 5.1, -9.0, -9.0]])
-    value = misclassification(torch.tensor([0, 0]))(logits)
+    value = Misclassification(torch.tensor([0, 0]))(logits)
     plain = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
     assert plain[0] > plain[1]
     assert value[1] > value[0] + 900
@@ -340,3 +383,180 @@ def test_the_seed_of_an_evaluation_decides_its_random_starts():
     )
     assert np.array_equal(first, same)
     assert not np.array_equal(first, other)
+
+
+# --- attacks that know the labels -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", [a for a in ATTACKS_TRIED if a.needs_labels])
+def test_without_labels_it_is_refused(attack):
+    model, x = network(MLP(hidden=(16,)), gain=5), batch()[0]
+    with pytest.raises(TypeError, match="know the labels"):
+        attack(model, x, lambda logits: logits.sum(1), THREATS["linf"], Rng((0,)))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_problems_with_few_classes_are_attacked(classes, norm):
+    torch.manual_seed(0)
+    model = build_model(MLP(hidden=(16,)), SHAPE, classes, [0.4] * 2, [0.3] * 2).eval()
+    x, _ = batch(40, classes=classes)
+    y = model(x).argmax(1)
+    threat = Threat(norm=norm, eps={"linf": "1/20", "l2": "1/4", "l1": "1"}[norm])
+    by_pgd = evaluate(model, x, y, [f"{norm}:{threat.eps}"], PGD(steps=100, restarts=5))
+    fooled = [
+        model(attacked(attack, model, x, y, threat)).argmax(1) != y
+        for attack in (
+            APGD(loss="dlr", steps=50),
+            TargetedAPGD(steps=50),
+            TargetedFAB(steps=50),
+            Square(queries=300),
+        )
+    ]
+    wrong = next(iter(by_pgd.attacked.values())) != by_pgd.label
+    assert 0.1 < wrong.mean() < 0.9
+    for attack in fooled[:3]:
+        assert (wrong & ~attack.numpy()).mean() <= 0.05
+    assert fooled[3].sum() >= 0.3 * wrong.sum()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_more_of_an_attack_never_finds_fewer_errors(norm):
+    """More targets, more queries; for every example."""
+    model, (x, _) = network(MLP(hidden=(16,)), gain=4), batch(60)
+    y = model(x).argmax(1)
+
+    def fooled(attack: Attack) -> Tensor:
+        return model(attacked(attack, model, x, y, THREATS[norm])).argmax(1) != y
+
+    for weak, strong in [
+        (TargetedAPGD(steps=3, targets=1), TargetedAPGD(steps=3, targets=3)),
+        (TargetedFAB(steps=2, targets=1), TargetedFAB(steps=20, targets=3)),
+        (Square(queries=20), Square(queries=400)),
+        (APGD(steps=1), SmallAutoAttack()),
+    ]:
+        fewer, more = fooled(weak), fooled(strong)
+        assert (more | ~fewer).all()
+        assert more.sum() > fewer.sum() or more.all()
+
+
+def test_only_examples_that_stand_are_attacked():
+    """What one attack of a suite has fooled, and what is wrong plainly, is left alone."""
+    model, (x, y) = network(MLP(hidden=(16,)), gain=3), batch(100)
+    seen: list[int] = []
+
+    class Recorder(Square):
+        def search(self, model, x, surrogate, threat, rng):
+            seen.append(len(x))
+            return super().search(model, x, surrogate, threat, rng)
+
+    class Suite(AutoAttack):
+        def stages(self, threat):
+            return [APGD(steps=5), Recorder(queries=10), Recorder(queries=20)]
+
+    records = evaluate(model, x, y, ["linf:1/20"], Suite())
+    plain = evaluate(model, x, y, ["linf:1/20"], APGD(steps=5))
+    (after,) = (name for name in plain.attacked)
+    right = plain.plain == plain.label
+    standing = (plain.attacked[after] == plain.label).sum()
+    assert 0 < seen[1] <= seen[0] < right.sum()
+    assert seen[0] == pytest.approx(standing, abs=5)  # their starts differ
+    (found,) = records.attacked.values()
+    assert (found[~right] == records.plain[~right]).all()
+
+
+def test_a_suite_called_as_an_attack_fools_what_an_evaluation_says():
+    model, (x, y) = network(MLP(hidden=(16,)), gain=3), batch(60)
+    records = evaluate(model, x, y, ["l2:1/2"], SmallAutoAttack(), seed=3)
+    rng = Rng((3, "evaluate", Threat(norm="l2", eps="1/2").name, "autoattack"))
+    found = SmallAutoAttack()(model, x, Misclassification(y), Threat(norm="l2", eps="1/2"), rng)
+    (predicted,) = records.attacked.values()
+    assert np.array_equal(model(found).argmax(1).numpy(), predicted)
+
+
+def test_square_asks_nothing_twice_and_finds_the_same(monkeypatch):
+    """A proposal without effect, or refused since the last change, is not evaluated again."""
+    model, (x, _) = network(MLP(hidden=(16,)), gain=1), batch(20)
+    y, asked = model(x).argmax(1), []
+    model.register_forward_hook(lambda module, inputs, output: asked.append(len(output)))
+
+    def run() -> Tensor:
+        asked.clear()
+        return attacked(Square(queries=600), model, x, y, Threat(norm="linf", eps="1/50"))
+
+    sparing = run()
+    few = sum(asked)
+    monkeypatch.setattr("robustfront.attacks.square._REMEMBERED_CHANNELS", 0)
+    assert torch.equal(run(), sparing)
+    assert few < 0.8 * sum(asked)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_named(wrong):
+    model, (x, y) = network(Linear()), batch()
+    model.stem[-1].bias.data[1] = wrong
+    with pytest.raises(DataError, match="not finite for 12 of 12"):
+        evaluate(model, x, y, ["linf:1/10"], PGD(steps=2))
+
+
+@pytest.mark.parametrize("suite", [PGD(steps=2), SmallAutoAttack()], ids=["pgd", "autoattack"])
+def test_at_radius_zero_an_evaluation_gives_the_plain_predictions(suite):
+    model, (x, y) = network(MLP(hidden=(16,)), gain=3), batch(30)
+    records = evaluate(model, x, y, ["linf:0", "l2:0", "l1:0"], suite)
+    assert all(np.array_equal(found, records.plain) for found in records.attacked.values())
+
+
+# --- interrupted evaluations ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [1, 3, 6, 9])
+def test_an_interrupted_evaluation_goes_on_with_the_same_result(after, tmp_path):
+    model, (x, y) = network(MLP(hidden=(16,)), gain=2), batch(150)
+    threats, suite, key = [THREATS["linf"], THREATS["l2"]], SmallAutoAttack(), (0, "interrupted")
+    split, path = Split(x, y, 1.0), tmp_path / "progress.npz"
+    whole = measure(model, split, threats, suite, key, 60)
+
+    def go_on(batch_size: int) -> tuple[Iterator[None], Progress]:
+        progress = Progress(y, stages_of(threats, suite), path, "this")
+        return measuring(model, split, threats, suite, key, batch_size, progress), progress
+
+    steps, _ = go_on(60)
+    for _ in range(after):
+        next(steps)
+    steps, progress = go_on(37)
+    known = progress.share
+    shares = [progress.share for _ in steps]
+
+    assert 0 < known < 1
+    assert shares == sorted(shares) and shares[-1] == 1
+    for found in (progress.records, Records.load(path)):
+        assert np.array_equal(found.plain, whole.plain)
+        for name, prediction in whole.attacked.items():
+            assert np.array_equal(found.attacked[name], prediction)
+
+
+def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path):
+    model, (x, y) = network(MLP(hidden=(16,)), gain=2), batch(50)
+    seen: list[int] = []
+
+    class Recorder(Square):
+        def search(self, model, x, surrogate, threat, rng):
+            seen.append(len(x))
+            return super().search(model, x, surrogate, threat, rng)
+
+    threats, suite = [THREATS["linf"]], Recorder(queries=5)
+    for _ in range(2):
+        progress = Progress(y, stages_of(threats, suite), tmp_path / "p.npz", "this")
+        for _ in measuring(model, Split(x, y, 1.0), threats, suite, (0,), 20, progress):
+            pass
+    assert len(seen) == 3
+
+
+def test_the_progress_of_another_measurement_is_begun_anew(tmp_path):
+    path, y = tmp_path / "progress.npz", torch.zeros(10, dtype=torch.int64)
+    Progress(y, {"a": 2}, path, "one").note("a", slice(0, 5), y[:5], 0)
+    assert Progress(y, {"a": 2}, path, "one").share == 0.25
+    assert Progress(y, {"a": 2}, path, "another").share == 0
+    path.write_bytes(b"\x00not an archive")
+    with pytest.raises(DataError, match="not records"):
+        Progress(y, {"a": 2}, path, "one")

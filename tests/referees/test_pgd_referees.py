@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustfront.attacks import FGSM, PGD, Attack
+from robustfront.attacks import FGSM, PGD, Attack, AutoAttack
 from robustfront.config import TrialConfig
 from robustfront.evaluation.evaluate import evaluate
 from robustfront.evaluation.records import Records
@@ -161,7 +161,8 @@ def test_fgsm_gives_foolbox_predictions(trained, norm, eps):
     foolboxed = predicted(model, by_foolbox(attack[norm](), model, x, y, eps))
 
     (prediction,) = records.attacked.values()
-    assert (torch.from_numpy(prediction) == foolboxed).all()
+    right = records.plain == records.label  # only these are attacked
+    assert (torch.from_numpy(prediction) == foolboxed)[right].all()
     assert (foolboxed != predicted(model, x)).float().mean() > 0.1
 
 
@@ -171,4 +172,19 @@ def test_fgsm_gives_torchattacks_predictions(trained):
     expected = predicted(model, torchattacks.FGSM(model, LINF)(x, y))
 
     (prediction,) = records.attacked.values()
-    assert (torch.from_numpy(prediction) == expected).all()
+    right = records.plain == records.label  # only these are attacked
+    assert (torch.from_numpy(prediction) == expected)[right].all()
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", LINF), ("l2", L2)])
+def test_autoattack_fools_the_examples_that_torchattacks_fools(trained, norm, eps):
+    """torchattacks with AutoAttack's 100 steps, which are not its default."""
+    model, (x, y) = trained[0], (part[:60] for part in trained[1:])
+    (found,) = ours(model, x, y, f"{norm}:{eps}", AutoAttack()).attacked.values()
+    referee = torchattacks.AutoAttack(model, {"linf": "Linf", "l2": "L2"}[norm], eps, seed=0)
+    for attack in referee._autoattack.attacks[:3]:
+        attack.steps = 100
+    expected = predicted(model, referee(x, y)) != y
+    mine = torch.from_numpy(found) != y
+    assert 0.1 < expected.float().mean() < 0.95
+    assert (mine != expected).sum() <= 1

@@ -2,10 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from robustfront.attacks.base import ATTACKS, Attack, Surrogate, eval_mode, misclassification
+from robustfront.attacks.apgd import APGD
+from robustfront.attacks.apgd_t import TargetedAPGD
+from robustfront.attacks.autoattack import AutoAttack
+from robustfront.attacks.base import ATTACKS, Attack, Surrogate, eval_mode
+from robustfront.attacks.fab_t import TargetedFAB
 from robustfront.attacks.fgsm import FGSM
+from robustfront.attacks.goals import Goal, Misclassification
 from robustfront.attacks.langevin import Langevin
 from robustfront.attacks.pgd import PGD
+from robustfront.attacks.square import Square
 
 if TYPE_CHECKING:
     AttackField = Attack
@@ -13,13 +19,19 @@ else:
     AttackField = ATTACKS.field()
 
 __all__ = [
+    "APGD",
     "ATTACKS",
     "FGSM",
     "PGD",
     "Attack",
     "AttackField",
+    "AutoAttack",
+    "Goal",
     "Langevin",
+    "Misclassification",
+    "Square",
     "Surrogate",
+    "TargetedAPGD",
+    "TargetedFAB",
     "eval_mode",
-    "misclassification",
 ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from robustfront.attacks.goals import Goal
 from robustfront.randomness import Rng
 from robustfront.registry import Component, Registry
 from robustfront.threats import PerturbationSet
@@ -31,6 +31,15 @@ class Attack(Component):
     @abstractmethod
     def forward_equivalents(self) -> float:
         """Cost for each example in forward passes; a gradient to the input counts as one more."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it is for evaluations only: its surrogate is a `Goal`, which knows the labels."""
+        return False
+
+    def stages(self, threat: PerturbationSet) -> Sequence[Attack]:
+        """Attacks to be made one after the other, each on what those before have not fooled."""
+        return [self]
 
     @abstractmethod
     def search(
@@ -90,15 +99,58 @@ def input_gradient(model: nn.Module, x: Tensor, surrogate: Surrogate) -> Tensor:
     return torch.autograd.grad(surrogate(model(x)).sum(), x)[0]
 
 
-def misclassification(y: Tensor) -> Surrogate:
-    """Cross-entropy to the labels y (N,), larger by 1000 where the prediction is wrong.
+def value_and_gradient(model: nn.Module, x: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
+    """The surrogate (N,) and the gradient of its sum to the input (N, C, H, W)."""
+    x = x.detach().requires_grad_()
+    value = surrogate(model(x))
+    return value.detach(), torch.autograd.grad(value.sum(), x)[0]
 
-    The step has no gradient; it makes the choice among restarts prefer an input that is
-    misclassified to one that is only less certain, so more restarts never find fewer errors.
+
+def goal_of(attack: Attack, surrogate: Surrogate) -> Goal:
+    """The surrogate of an attack that needs the labels.
+
+    Raises:
+        TypeError: it does not know them.
     """
+    if not isinstance(surrogate, Goal):
+        raise TypeError(f"{attack.name} is for evaluations: its surrogate has to know the labels")
+    return surrogate
 
-    def value(logits: Tensor) -> Tensor:
-        wrong = (logits.argmax(1) != y).to(logits.dtype)
-        return F.cross_entropy(logits, y, reduction="none") + 1000 * wrong
 
-    return value
+def part_of(surrogate: Surrogate, rows: Tensor | slice) -> Surrogate:
+    """The surrogate of some examples; one that is no goal is only ever asked for all."""
+    return surrogate.rows(rows) if isinstance(surrogate, Goal) else surrogate
+
+
+def best_of(
+    runs: int,
+    run: Callable[[int, Tensor | slice, Rng], Tensor],
+    model: nn.Module,
+    x: Tensor,
+    surrogate: Surrogate,
+    rng: Rng,
+) -> Tensor:
+    """For each example the input with the largest surrogate that several runs find.
+
+    Args:
+        run: the adversarial inputs of one run, by its number, for some rows of the batch. With a
+            goal, the rows that earlier runs have fooled take no part.
+    """
+    best = run(0, slice(None), rng.child("restart", 0))
+    if runs == 1:
+        return best
+    with torch.no_grad():
+        highest = surrogate(model(best))
+    for number in range(1, runs):
+        rows = torch.arange(len(x), device=x.device)
+        if isinstance(surrogate, Goal):
+            rows = rows[~surrogate.fooled(highest)]
+        if not len(rows):
+            break
+        found = run(number, rows, rng.child("restart", number).rows(rows))
+        with torch.no_grad():
+            value = part_of(surrogate, rows)(model(found))
+            better = value > highest[rows]
+            best = best.index_copy(0, rows[better], found[better])
+            highest = highest.index_copy(0, rows[better], value[better])
+    return best

@@ -6,7 +6,14 @@ import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from robustfront.attacks.base import ATTACKS, Attack, Surrogate, input_gradient
+from robustfront.attacks.base import (
+    ATTACKS,
+    Attack,
+    Surrogate,
+    best_of,
+    input_gradient,
+    part_of,
+)
 from robustfront.randomness import Rng
 from robustfront.threats import Eps, PerturbationSet
 
@@ -57,17 +64,11 @@ class PGD(Attack):
         rng: Rng,
     ) -> Tensor:
         """The last iterate of the run with the largest surrogate value, for each example."""
-        best = self._run(model, x, surrogate, threat, rng.child("restart", 0))
-        if self.restarts == 1:
-            return best
-        highest = _value(model, best, surrogate)
-        for restart in range(1, self.restarts):
-            x_adv = self._run(model, x, surrogate, threat, rng.child("restart", restart))
-            value = _value(model, x_adv, surrogate)
-            better = value > highest
-            best = torch.where(better.reshape(-1, 1, 1, 1), x_adv, best)
-            highest = torch.where(better, value, highest)
-        return best
+
+        def run(_: int, rows: Tensor | slice, rng: Rng) -> Tensor:
+            return self._run(model, x[rows], part_of(surrogate, rows), threat, rng)
+
+        return best_of(self.restarts, run, model, x, surrogate, rng)
 
     def _run(
         self,
@@ -100,8 +101,3 @@ def first_iterate(start: Start, x: Tensor, threat: PerturbationSet, rng: Rng) ->
     if start == "gaussian":
         return x + 0.001 * rng.normal(x)
     return x
-
-
-@torch.no_grad()
-def _value(model: nn.Module, x_adv: Tensor, surrogate: Surrogate) -> Tensor:
-    return surrogate(model(x_adv))

@@ -15,7 +15,7 @@ from robustfront.errors import DataError
 from robustfront.evaluation import metrics
 
 # What np.load and the archive raise on a file that is not what it seems.
-_DAMAGED = (ValueError, TypeError, KeyError, BadZipFile, zlib.error)
+_DAMAGED = (AttributeError, ValueError, TypeError, KeyError, BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,17 @@ class Records:
         means = {name: float(np.mean(wrong)) for name, wrong in self.mistakes(split).items()}
         return {**means, f"{split}/examples": float(len(self))}
 
-    def to_bytes(self) -> bytes:
-        """As an .npz archive."""
+    def to_bytes(self, more: Mapping[str, np.ndarray] | None = None) -> bytes:
+        """As an .npz archive, with `more` arrays that are no records."""
         buffer = io.BytesIO()
         arrays = {f"attacked:{name}": array for name, array in self.attacked.items()}
         np.savez_compressed(
-            buffer, allow_pickle=False, label=self.label, plain=self.plain, **arrays
+            buffer,
+            allow_pickle=False,
+            label=self.label,
+            plain=self.plain,
+            **arrays,
+            **(more or {}),
         )
         return buffer.getvalue()
 
@@ -91,22 +96,27 @@ class Records:
         Raises:
             DataError: no such file, or not records.
         """
+        arrays = read_arrays(path)
+        attacked = {
+            key.partition(":")[2]: array
+            for key, array in arrays.items()
+            if key.startswith("attacked:")
+        }
         try:
-            # Opened here: np.load would leave its own handle open on a file that is no archive.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                attacked = {
-                    key.partition(":")[2]: arrays[key]
-                    for key in arrays.files
-                    if key.startswith("attacked:")
-                }
-                return cls(arrays["label"], arrays["plain"], attacked)
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            TypeError,
-            KeyError,
-            BadZipFile,
-            zlib.error,
-        ) as error:
-            raise DataError(f"{path}: not records ({error})") from None
+            return cls(arrays["label"], arrays["plain"], attacked)
+        except KeyError as error:
+            raise DataError(f"{path}: not records ({error} is missing)") from None
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz archive by name.
+
+    Raises:
+        DataError: no such file, or something else.
+    """
+    try:
+        # Opened here: np.load would leave its own handle open on a file that is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (OSError, EOFError, *_DAMAGED) as error:
+        raise DataError(f"{path}: not records ({error})") from None

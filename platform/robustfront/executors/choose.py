@@ -12,8 +12,8 @@ import torch
 
 from robustfront.config import Job
 from robustfront.data import RawData, split_data
-from robustfront.executors.driver import Driver
 from robustfront.executors.submit import check_submitter
+from robustfront.executors.task import Work
 from robustfront.models import build_model
 
 Kind = Literal["ray", "inline"]
@@ -24,7 +24,7 @@ class Executor(Protocol):
 
     concurrency: int
 
-    def run(self, driver: Driver) -> None:
+    def run(self, driver: Work) -> None:
         """Work until the driver has nothing more."""
 
     def close(self) -> None:

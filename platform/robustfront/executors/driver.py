@@ -127,8 +127,11 @@ class Driver:
     def _heard(self, task: Task, message: Message) -> bool:
         if "epoch" in message:
             return self._reported(task.trial, message["epoch"], message["metrics"])
+        if "share" in message:
+            return True
         if "measured" in message:
-            self._commit(task.trial, "measured", 0, {"metrics": message["measured"]})
+            body = {"metrics": message["measured"]}
+            self._commit(task.trial, "measured", self.state.trials[task.trial].measured, body)
             return True
         if message["end"] == "full":
             raise StorageError(message["reason"])

@@ -7,8 +7,7 @@ import torch
 from robustfront.config import Job
 from robustfront.data import RawData
 from robustfront.errors import ConfigError
-from robustfront.executors.driver import Driver
-from robustfront.executors.task import Task
+from robustfront.executors.task import Task, Work
 from robustfront.executors.worker import work
 
 
@@ -29,7 +28,7 @@ class InlineExecutor:
             raise ConfigError("resources.workers", [problem])
         self._raw = raw
 
-    def run(self, driver: Driver) -> None:
+    def run(self, driver: Work) -> None:
         """Work until the driver has nothing more."""
         while isinstance(task := driver.next(), Task):
             self._do(driver, task)
@@ -37,7 +36,7 @@ class InlineExecutor:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _do(self, driver: Driver, task: Task) -> None:
+    def _do(self, driver: Work, task: Task) -> None:
         driver.started(task)
         for message in work(task, self._raw):
             if not driver.heard(task, message):

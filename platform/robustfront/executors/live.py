@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.console import Console, ConsoleRenderable, Group
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -139,3 +140,32 @@ def _errors(trial: Trial, driver: Driver) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
+
+
+class Shares:
+    """How much is done of each of some trials that are measured."""
+
+    def __init__(self, trials: Sequence[str], suite: str) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=Console(),
+        )
+        self._tasks = {
+            trial: self._bars.add_task(f"{trial} {suite}", total=1.0, start=False)
+            for trial in trials
+        }
+
+    def __enter__(self) -> Shares:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def tell(self, trial: str, share: float) -> None:
+        """So much of a trial is done."""
+        self._bars.start_task(self._tasks[trial])
+        self._bars.update(self._tasks[trial], completed=share)

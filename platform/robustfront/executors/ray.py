@@ -29,15 +29,14 @@ from robustfront.config import Job, Resources
 from robustfront.data import RawData
 from robustfront.errors import ConfigError, is_full
 from robustfront.executors.choose import concurrency
-from robustfront.executors.driver import Driver
 from robustfront.executors.ray_team import SCRATCH, Verdicts, train_in_team
-from robustfront.executors.task import Task
+from robustfront.executors.task import Task, Work
 from robustfront.executors.watchdog import silence, watched
 from robustfront.executors.worker import work
 
 # Tune pickles searcher, scheduler and callbacks when a Tuner is made. They hold the name of their
 # sweep and find the driver here, in the process it lives in.
-_DRIVERS: dict[str, Driver] = {}
+_DRIVERS: dict[str, Work] = {}
 
 _KNOCK = 10.0  # seconds until an address counts as silent
 
@@ -71,7 +70,7 @@ class RayExecutor:
             ray.shutdown()
             raise
 
-    def run(self, driver: Driver) -> None:
+    def run(self, driver: Work) -> None:
         """Work until the driver has nothing more."""
         # Tune looks for its own logs at the end, and warns of each that is not there.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from robustfront.config import Job
 
 Message = dict[str, Any]
-"""What a worker says: {"epoch", "metrics"} after an epoch, {"measured": metrics}, and at the end
-{"end": finished | diverged | failed | crashed | full, "reason"}."""
+"""What a worker says: {"epoch", "metrics"} after an epoch, {"share"} while it measures,
+{"measured": metrics}, and at the end {"end", "reason"}; an end is
+finished, diverged, failed, crashed or full."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Train one trial, or measure a finished one with the final suite on the test split.
+    """Train one trial, or measure a finished one on the test split by its `evaluate.final`.
 
     Args:
         config: the trial's resolved configuration.
@@ -23,3 +27,25 @@ class Task:
     trial: str
     config: dict[str, Any]
     folder: str
+
+
+class Work(Protocol):
+    """What an executor runs: hands out tasks, and hears what becomes of them."""
+
+    folder: Path
+    job: Job
+
+    def next(self) -> Task | Literal["wait", "done"]:
+        """The next task."""
+
+    def started(self, task: Task) -> None:
+        """A worker begins, or goes on with, a task."""
+
+    def heard(self, task: Task, message: Message) -> bool:
+        """A worker's message; whether the worker may go on."""
+
+    def lost(self, task: Task, reason: str) -> None:
+        """No worker survives a task, after all retries."""
+
+    def halt(self, reason: str) -> None:
+        """What happens cannot be written down any more."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from robustfront.config import TrialConfig
 from robustfront.data import RawData
 from robustfront.errors import ConfigError, DataError, Diverged, is_full
+from robustfront.evaluation.records import Records
 from robustfront.executors.task import Message, Task
-from robustfront.training.trial import measure_final, run_trial
+from robustfront.training.trial import measure_final, records_of_test, run_trial
 
 
 def work(task: Task, raw: RawData | None) -> Iterator[Message]:
@@ -28,7 +29,10 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
             for epoch, metrics in run_trial(config, folder, raw):
                 yield {"epoch": epoch, "metrics": metrics}
         else:
-            errors = measure_final(config, folder, raw).errors("test")
+            for share in measure_final(config, folder, raw):
+                yield {"share": share}
+            records = Records.load(records_of_test(folder, config.evaluate.final.attack))
+            errors = records.errors("test")
             yield {"measured": {name: error for name, error in errors.items() if "/" in name}}
     except Diverged as error:
         yield {"end": "diverged", "reason": str(error)}

@@ -104,7 +104,7 @@ class Threat(Component):
         if eps == 0:
             return x.clone()
         if self.norm == "linf":
-            return torch.clamp(torch.clamp(x_adv, x - eps, x + eps), 0, 1)
+            return torch.clamp(x_adv, (x - eps).clamp_(min=0), (x + eps).clamp_(max=1))
         if self.norm == "l2":
             delta = x_adv.clamp(0, 1) - x
             norms = _per_example(torch.linalg.vector_norm(delta.flatten(1), dim=1), x)
@@ -136,14 +136,24 @@ class Threat(Component):
             delta = sign * size * (eps / _per_example(total, x))
         return self.project(x + delta, x)
 
+    def scaled(self, factor: float | Fraction) -> Threat:
+        """The ball with a multiple of the radius; for linf at most the whole range of a pixel."""
+        eps = self.eps * Fraction(factor)
+        return Threat(norm=self.norm, eps=min(eps, Fraction(1)) if self.norm == "linf" else eps)
+
     def step(
-        self, x_adv: Tensor, x: Tensor, grad: Tensor, relative: float, absolute: float | None
+        self,
+        x_adv: Tensor,
+        x: Tensor,
+        grad: Tensor,
+        relative: float | Tensor,
+        absolute: float | None,
     ) -> Tensor:
         """A step uphill of length `relative` * eps (or `absolute`) in this norm, not projected.
 
-        linf and l2: steepest ascent. l1: towards the point of ball and box where the linearised
-        loss is largest, and not beyond it; steepest ascent would pile up on pixels that are at the
-        box already. A zero gradient moves nothing.
+        `relative` may be of each example, (N, 1, 1, 1). linf and l2: steepest ascent. l1: towards
+        the point of ball and box where the linearised loss is largest, and not beyond it; steepest
+        ascent would pile up on pixels that are at the box already. A zero gradient moves nothing.
         """
         size = relative * float(self.eps) if absolute is None else absolute
         if self.norm == "linf":

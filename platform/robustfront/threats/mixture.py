@@ -116,10 +116,7 @@ class TrainThreat(Component):
     def balls(self, dimension: int, strength: float) -> dict[Norm, Threat]:
         """The same at a share `strength` of their radii."""
         share = Fraction(strength).limit_denominator(10**9)
-        return {
-            norm: Threat(norm=norm, eps=ball.eps * share)
-            for norm, ball in self.threats(dimension).items()
-        }
+        return {norm: ball.scaled(share) for norm, ball in self.threats(dimension).items()}
 
     def draw(self, n: int, dimension: int, strength: float, rng: Rng) -> PerturbationSet:
         """The perturbation sets of a batch of n examples, at a share `strength` of the radii.

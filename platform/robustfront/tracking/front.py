@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustfront.evaluation.intervals import clopper_pearson
+from robustfront.files import write_bytes
 from robustfront.ledger import ENDS
 from robustfront.search.pareto import hypervolume, non_dominated
 
@@ -147,10 +147,10 @@ class Front:
         from robustfront.tracking import front_html, front_png
 
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "pareto.csv", self.to_csv().encode())
-        _replace(folder / "pareto.json", self.to_json().encode())
-        _replace(folder / "pareto.png", front_png.render(self))
-        _replace(folder / "pareto.html", front_html.render(self).encode())
+        write_bytes(folder / "pareto.csv", self.to_csv().encode())
+        write_bytes(folder / "pareto.json", self.to_json().encode())
+        write_bytes(folder / "pareto.png", front_png.render(self))
+        write_bytes(folder / "pareto.html", front_html.render(self).encode())
 
 
 def _insert_interval(table: pd.DataFrame, metric: str) -> None:
@@ -185,12 +185,3 @@ def _plain(value: object) -> Plain:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

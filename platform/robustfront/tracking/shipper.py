@@ -146,6 +146,8 @@ class Shipper:
         if event.kind in ("reported", "measured"):
             step = event.step if event.kind == "reported" else trial.epoch
             runs.metrics(trial, event.body["metrics"], event, step)
+        if event.kind == "measured":
+            runs.test_records(trial, self.folder / "trials" / trial.id)
         if event.kind == "diverged":
             # What the search was told, so that the last value on record is the one that counts.
             runs.metrics(trial, dict.fromkeys(self.job.objectives, 1.0), event, trial.epoch + 1)
@@ -254,10 +256,18 @@ class _Runs:
         for name in ("config.json", "last.safetensors", "best.safetensors"):
             if (folder / "checkpoint" / name).is_file():
                 self.client.log_artifact(run, str(folder / "checkpoint" / name), "checkpoint")
-        if (folder / "records.npz").is_file():
+        self._records(run, folder / "records.npz")
+
+    def test_records(self, trial: Trial, folder: Path) -> None:
+        """Records of all suites on the test split, as far as they are there."""
+        for path in sorted(folder.glob("test-*.npz")):
+            self._records(self.children[trial.id], path)
+
+    def _records(self, run: str, records: Path) -> None:
+        if records.is_file():
             with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / "records.parquet"
-                records_table(Records.load(folder / "records.npz")).to_parquet(path)
+                path = Path(scratch) / f"{records.stem}.parquet"
+                records_table(Records.load(records)).to_parquet(path)
                 self.client.log_artifact(run, str(path))
 
     def mark_pareto(self, front: set[str], trials: Iterable[Trial]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,25 +14,11 @@ from torch import Tensor, nn
 
 from robustfront.config import TrialConfig
 from robustfront.errors import ConfigError, DataError
+from robustfront.files import write_bytes
 from robustfront.models import build_model
 from robustfront.problems import validated
 
 Groups = dict[str, dict[str, Tensor]]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file so that a crash leaves the old content or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def write_tensors(path: Path, groups: Mapping[str, Mapping[str, Tensor]], meta: Any) -> None:

@@ -3,6 +3,7 @@
 config.json                    all values, resolved
 report.jsonl                   one line an epoch
 records.npz                    predictions of the selected model on the validation split
+test-<attack>.npz              the same on the test split, once they are asked for
 checkpoint/config.json         the same as above: this folder alone rebuilds the model
 checkpoint/last.safetensors    weights after the last epoch
 checkpoint/best.safetensors    weights of the epoch with the lowest robust error
@@ -11,24 +12,26 @@ checkpoint/state.safetensors   what training goes on from, until it is finished
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustfront.attacks import Attack
 from robustfront.config import TrialConfig, load_trial
-from robustfront.data import DataSet, RawData, Split, split_data
+from robustfront.data import DataSet, RawData, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
-from robustfront.evaluation.evaluate import measure
+from robustfront.evaluation.evaluate import measure, measuring, stages_of
+from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records
+from robustfront.files import write_bytes
 from robustfront.training.checkpoint import (
     export_model,
     load_model,
     read_tensors,
-    write_bytes,
     write_config,
 )
 from robustfront.training.fit import Metrics, fit
@@ -111,21 +114,17 @@ def _finish(config: TrialConfig, folder: Path, data: DataSet, records: Records |
     write_config(checkpoint, config)
     write_reports(folder, meta["history"])
     if records is None or config.train.select == "best":
-        records = _measured(config, checkpoint, data.val, config.evaluate.attack, "val")
+        model, evaluate = _selected(checkpoint, data.val.x.device), config.evaluate
+        key, threats = ("evaluate", "val"), config.threat
+        records = measure(model, data.val, threats, evaluate.attack, key, evaluate.batch_size)
     write_bytes(folder / "records.npz", records.to_bytes())
 
 
-def _measured(
-    config: TrialConfig, folder: Path, split: Split, attack: Attack, purpose: str
-) -> Records:
-    """The selected model in a folder, on the split's device."""
-    model = load_model(folder).to(split.x.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    key, batch_size = ("evaluate", purpose), config.evaluate.batch_size
-    return measure(model, split, config.threat, attack, key, batch_size)
+def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None) -> Iterator[float]:
+    """The finished trial's selected model on the test split, under `evaluate.final`.
 
-
-def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None) -> Records:
-    """The finished trial's selected model on the test split, under the job's final attack.
+    Yields the share that is done. May be killed at any moment and called again: what is known
+    stands in `records_of_test`, all of it at the end.
 
     Raises:
         DataError: the checkpoint or the data cannot be read.
@@ -135,4 +134,34 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
     test = split_data(config.data, raw or config.data.load(), device).test
     if final.examples is not None:
         test = test.first(final.examples)
-    return _measured(config, folder, test, final.attack, "test")
+    model = _selected(folder, device)
+    path = records_of_test(folder, final.attack)
+    stages = stages_of(config.threat, final.attack)
+    progress = Progress(test.y, stages, path, _identity(config, model))
+    key, batch_size = ("evaluate", "test"), config.evaluate.batch_size
+    for _ in measuring(model, test, config.threat, final.attack, key, batch_size, progress):
+        yield progress.share
+
+
+def records_of_test(folder: Path, attack: Attack) -> Path:
+    """Where the predictions on the test split under an attack are."""
+    return folder / f"test-{attack.name}.npz"
+
+
+def _selected(folder: Path, device: torch.device) -> nn.Module:
+    return load_model(folder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _identity(config: TrialConfig, model: nn.Module) -> str:
+    """What a measurement depends on."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    threats = [threat.model_dump(mode="json") for threat in config.threat]
+    said = [
+        config.data.model_dump(mode="json"),
+        threats,
+        config.evaluate.final.model_dump(mode="json"),
+    ]
+    digest.update(json.dumps(said, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""Measures finished trials of a sweep on the test split once more, with another suite."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from robustfront.config import Final, Job
+from robustfront.errors import StorageError
+from robustfront.executors.task import Message, Task
+from robustfront.ledger import Event, Ledger, SweepState
+
+
+class Remeasurement:
+    """Hands out trials to be measured, and commits what comes back.
+
+    Args:
+        trials: ids of finished trials.
+        final: the suite and the number of examples.
+        listener: hears the share that is done of a trial: (id, share).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ledger: Ledger,
+        job: Job,
+        trials: Sequence[str],
+        final: Final,
+        listener: Callable[[str, float], None] = lambda trial, share: None,
+    ) -> None:
+        self.folder, self.ledger, self.job = folder, ledger, job
+        self.state = SweepState.of(ledger.read())
+        self.problems: list[str] = []
+        self.halted = False
+        self._final, self._listener = final, listener
+        self._queue = deque(trials)
+        self._crashes: Counter[str] = Counter()
+        self._under_way: set[str] = set()
+
+    def next(self) -> Task | Literal["wait", "done"]:
+        """The next trial."""
+        if self.halted or not self._queue:
+            # One that crashes comes again.
+            return "wait" if self._under_way and not self.halted else "done"
+        trial = self._queue.popleft()
+        self._under_way.add(trial)
+        config = dict(self.state.trials[trial].config)
+        config["evaluate"] = {**config["evaluate"], "final": self._final.model_dump(mode="json")}
+        config["resources"] = {**self.job.resources.model_dump(mode="json"), "workers": 1}
+        if config["resources"]["gpu"] == "auto":
+            config["resources"]["gpu"] = 1.0
+        return Task("measure", trial, config, str(self.folder / "trials" / trial))
+
+    def started(self, task: Task) -> None:
+        """Nothing to write down."""
+
+    def heard(self, task: Task, message: Message) -> bool:
+        """A worker's message; whether the worker may go on."""
+        if self.halted:
+            return False
+        if "share" in message:
+            self._listener(task.trial, message["share"])
+            return True
+        if "measured" in message:
+            self._commit(task.trial, message["measured"])
+            return not self.halted
+        self._under_way.discard(task.trial)
+        if message["end"] == "full":
+            self.halt(message["reason"])
+        elif message["end"] == "crashed" and self._crashes[task.trial] < self.job.retries:
+            self._crashes[task.trial] += 1
+            self._queue.append(task.trial)
+        elif message["end"] != "finished":
+            self.problems.append(f"{task.trial}: {message['reason']}")
+        return False
+
+    def lost(self, task: Task, reason: str) -> None:
+        """No worker survives a trial, after all retries."""
+        self.heard(task, {"end": "failed", "reason": reason})
+
+    def halt(self, reason: str) -> None:
+        """Hand out and write down nothing more."""
+        if not self.halted:
+            self.halted = True
+            self.problems.append(reason)
+
+    def _commit(self, trial: str, metrics: dict[str, float]) -> None:
+        known = self.state.trials[trial]
+        if metrics.items() <= known.test.items():
+            return  # measured before, with the same result
+        event = Event("measured", trial, known.attempt, known.measured, {"metrics": metrics})
+        try:
+            for committed in self.ledger.append([event]):
+                self.state.apply(committed)
+        except StorageError as error:
+            self.halt(str(error))
