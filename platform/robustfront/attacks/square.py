@@ -138,9 +138,10 @@ class _Signs(_Search):
         n, channels, height, width = x.shape
         self.numbers = 2 + channels
         super().__init__(model, x, goal, threat, rng)
-        # Proposals that were refused since the last change, by example, signs and place.
+        # Which proposals were refused since the last change, by signs and place.
         signs = 2 ** min(channels, _REMEMBERED_CHANNELS)
-        self.refused = torch.zeros(n, signs, height, width, dtype=torch.bool, device=x.device)
+        proposals = signs * height * width
+        self.refused = torch.zeros(n, proposals, dtype=torch.bool, device=x.device)
         self.side = 0
 
     def first(self, rng: Rng) -> Tensor:
@@ -156,24 +157,25 @@ class _Signs(_Search):
             self.side = side
             self.refused.zero_()
         signs = self.signs(random)
-        window, top, left = _window(random, side, height, width)
-        proposed = (_cut(self.x, window) + self.eps * signs).clamp(0, 1)
-        known = (proposed == _cut(self.x_adv, window)).flatten(1).all(1)
+        window, corner = _window(random, side, self.x)
+        proposed = (_cut(self.x, window, side) + self.eps * signs).clamp(0, 1)
+        known = (proposed == _cut(self.x_adv, window, side)).flatten(1).all(1)
         known |= self.goal.fooled(self.value)
-        every = torch.arange(len(self.x), device=self.x.device)
-        place = every, self._pattern(signs), top, left
+        place = (self._pattern(signs) * self.x[0, 0].numel() + corner)[:, None]
         if channels <= _REMEMBERED_CHANNELS:
-            known |= self.refused[place]
+            known |= self.refused.gather(1, place)[:, 0]
         rows = (~known).nonzero()[:, 0]
         if not len(rows):
             return
-        candidates = _paste(self.x_adv.index_select(0, rows), window, rows, proposed[rows])
+        candidates = self.x_adv.index_select(0, rows)
+        _paste(candidates, window.index_select(0, rows), proposed.index_select(0, rows))
         value = self.goal.rows(rows)(self.model(candidates))
         better = value > self.value[rows]
+        self.refused.scatter_(1, place, self.refused.gather(1, place) | ~known[:, None])
         changed = rows[better]
-        self.refused[tuple(index[rows] for index in place)] = True
-        self.x_adv[changed], self.value[changed] = candidates[better], value[better]
-        self.refused[changed] = False
+        if len(changed):
+            self.x_adv[changed], self.value[changed] = candidates[better], value[better]
+            self.refused[changed] = False
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the examples."""
@@ -211,23 +213,22 @@ class _Bumps(_Search):
         channels, height, width = self.x.shape[1:]
         side = min(max(side, 3) // 2 * 2 + 1, height, width)
         delta = self.x_adv - self.x
-        every = torch.arange(len(delta), device=delta.device)
-        window, _, _ = _window(random, side, height, width)
-        source, _, _ = _window(random[:, 2:], side, height, width)
-        old = _cut(delta, window)
+        window, _ = _window(random, side, self.x)
+        source, _ = _window(random[:, 2:], side, self.x)
+        old = _cut(delta, window, side)
         bump = self._bump(side)
         turned = (random[:, 4] < 0.5)[:, None, None, None]
         new = torch.where(turned, bump.T, bump) * self.signs(random)
         new = new + old / self._norm(old, (2, 3)).clamp(min=1e-12)
-        rest = _paste(delta.clone(), source, every, torch.zeros_like(old))
-        rest = _paste(rest, window, every, torch.zeros_like(old))
+        nothing = torch.zeros_like(old)
+        rest = _paste(_paste(delta.clone(), source, nothing), window, nothing)
         # What the two squares hold, and what is left of the budget, shared by the channels.
         whole, kept = self._norm(delta, (1, 2, 3)), self._norm(rest, (1, 2, 3))
         power = self.order
         unspent = (self.eps**power - whole**power).clamp(min=0) / channels
         mass = (unspent + (whole**power - kept**power).clamp(min=0)) ** (1 / power)
         new = new / self._norm(new, (2, 3)).clamp(min=1e-12) * mass
-        candidates = self._within(_paste(rest, window, every, new))
+        candidates = self._within(_paste(rest, window, new))
         value = self.goal(self.model(candidates))
         better = (value > self.value) & ~self.goal.fooled(self.value)
         self.x_adv = torch.where(better.reshape(-1, 1, 1, 1), candidates, self.x_adv)
@@ -265,29 +266,29 @@ def _bump(side: int) -> list[list[float]]:
     return pyramid(side // 2) + below if side > 1 else below
 
 
-def _window(
-    random: Tensor, side: int, height: int, width: int
-) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """A square at a random place, from the first two numbers: its rows (N, 1, S, 1) and columns
-    (N, 1, 1, S), its top (N,) and its left edge (N,)."""
+def _window(random: Tensor, side: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A square of each example at a random place, from the first two numbers.
+
+    Returns:
+        Where its values stand in the flattened example, (N, C * side * side), and its upper left
+        corner in a channel, (N,).
+    """
+    channels, height, width = x.shape[1:]
     top = (random[:, 0] * (height - side + 1)).long()
     left = (random[:, 1] * (width - side + 1)).long()
-    along = torch.arange(side, device=random.device)
-    rows = (top[:, None] + along)[:, None, :, None]
-    columns = (left[:, None] + along)[:, None, None, :]
-    return (rows, columns), top, left
+    corner = top * width + left
+    along = torch.arange(side, device=x.device)
+    within = (along[:, None] * width + along).flatten()
+    planes = torch.arange(channels, device=x.device)[:, None] * (height * width)
+    return corner[:, None] + (planes + within).flatten(), corner
 
 
-def _cut(x: Tensor, window: tuple[Tensor, Tensor]) -> Tensor:
-    """What stands in the window of each example, (N, C, S, S)."""
-    n, channels = x.shape[:2]
-    examples = torch.arange(n, device=x.device)[:, None, None, None]
-    return x[(examples, torch.arange(channels, device=x.device)[:, None, None], *window)]
+def _cut(x: Tensor, window: Tensor, side: int) -> Tensor:
+    """What stands in the window of each example, (N, C, side, side)."""
+    return x.flatten(1).gather(1, window).view(len(x), x.shape[1], side, side)
 
 
-def _paste(x: Tensor, window: tuple[Tensor, Tensor], rows: Tensor, content: Tensor) -> Tensor:
-    """Writes into the windows of some examples, in place; x (M, C, H, W) holds only these."""
-    examples = torch.arange(len(x), device=x.device)[:, None, None, None]
-    channels = torch.arange(x.shape[1], device=x.device)[:, None, None]
-    x[(examples, channels, window[0][rows], window[1][rows])] = content
+def _paste(x: Tensor, window: Tensor, content: Tensor) -> Tensor:
+    """Writes into the window of each example, in place."""
+    x.view(len(x), -1).scatter_(1, window, content.flatten(1))
     return x

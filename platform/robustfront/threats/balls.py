@@ -89,10 +89,7 @@ class Threat(Component):
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Norm of the perturbation, (N,)."""
-        delta = (x_adv - x).flatten(1)
-        order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[self.norm]
-        norms: Tensor = torch.linalg.vector_norm(delta, order, dim=1)
-        return norms
+        return size_of(x_adv - x, self.norm)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """A point of ball and box: the nearest one for linf and l1; for l2 the box, then the ball.
@@ -168,6 +165,15 @@ class Threat(Component):
         length = _per_example(way.flatten(1).abs().sum(1), grad)
         share = (size / length.clamp(min=1e-30)).clamp(max=1)
         return x_adv + way * share * grad.flatten(1).any(1).reshape(-1, 1, 1, 1)
+
+
+def size_of(delta: Tensor, norm: Norm) -> Tensor:
+    """Norm of each example's values, (N,)."""
+    flat = delta.flatten(1)
+    if norm == "linf":
+        return flat.abs().amax(1)
+    sizes: Tensor = torch.linalg.vector_norm(flat, 2.0 if norm == "l2" else 1.0, dim=1)
+    return sizes
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:
