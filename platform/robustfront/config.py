@@ -25,11 +25,11 @@ from pydantic import (
     model_validator,
 )
 
-from robustfront.attacks import PGD, AttackField
+from robustfront.attacks import ATTACKS, PGD, Attack, AttackField
 from robustfront.cost import Cost
 from robustfront.data import DataField
 from robustfront.errors import ConfigError, nearest
-from robustfront.methods import MethodField, Standard
+from robustfront.methods import Method, MethodField, Standard
 from robustfront.models import ModelField
 from robustfront.problems import overlaid, read_mapping, validated
 from robustfront.registry import Component
@@ -202,7 +202,25 @@ class TrialConfig(Component):
                 f"workers: got {resources.workers}, a batch of {train.batch_size} does not divide "
                 "into equal shares"
             )
+        update = info.data.get("update")
+        if resources.workers > 1 and update is not None and update.alone:
+            raise ValueError(
+                f"workers: got {resources.workers}, the update {update.type!r} has one worker only"
+            )
         return resources
+
+    @field_validator("method")
+    @classmethod
+    def _attacks_for_training(cls, method: Method) -> Method:
+        for name in type(method).model_fields:
+            attack = getattr(method, name)
+            if isinstance(attack, Attack) and attack.needs_labels:
+                fit = [kind for kind, cls in ATTACKS.classes.items() if not cls().needs_labels]
+                raise ValueError(
+                    f"{name}: got {attack.name!r}, which is for evaluations (allowed for training: "
+                    f"{', '.join(fit)})"
+                )
+        return method
 
     @field_validator("threat")
     @classmethod
@@ -254,7 +272,8 @@ class TrialConfig(Component):
     def step_equivalents(self) -> float:
         """Cost of a training step for each example in forward passes."""
         norms = len(self.train_threat.shares())
-        return self.method.forward_equivalents + norms * self.method.forward_equivalents_per_norm
+        once = self.method.forward_equivalents + norms * self.method.forward_equivalents_per_norm
+        return self.update.steps_per_batch * once
 
     def parameters(self) -> dict[str, str | int | float | bool]:
         """Every resolved value by its dotted key, and what follows from them."""

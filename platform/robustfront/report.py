@@ -33,9 +33,9 @@ def show_front(front: Front) -> None:
     names = [str(name) for name in front.members.columns]
     tested = [n for n in names if n.startswith("test/") and not n.endswith(("_low", "_high"))]
     title = f"{front.name}: {front.subtitle}; errors in % with 95 % intervals over examples"
-    errors = _errors(front, [front.x, front.y], title)
-    others = [name for name in tested if name not in (front.x, front.y)]
-    later = _errors(front, others, "The same trials on the test split")
+    errors: list[str | Table] = [title, _errors(front, [front.x, front.y])]
+    if others := [name for name in tested if name not in (front.x, front.y)]:
+        errors += ["\nThe same trials on the test split:", _errors(front, others)]
     settings = Table(box=None)
     settings.add_column("trial", no_wrap=True)
     for head in ("on the front", "passes, time", "configuration"):
@@ -44,7 +44,7 @@ def show_front(front: Front) -> None:
         chance = _chance(row.get("pareto_probability"))
         parameters = Text(_parameters(row, front.parameters))
         settings.add_row(str(row["trial"]), chance, _cost(row), parameters)
-    console.print(errors, *([later] if others else []), settings, sep="\n\n")
+    console.print(*errors, "", settings, sep="\n")
     console.print(
         f"\n{len(front.members)} of {front.count('finished')} finished trials are on the front, "
         f"hypervolume {front.hypervolume:.4f}; {100 * front.diverged_share:.0f} % diverged."
@@ -53,9 +53,9 @@ def show_front(front: Front) -> None:
         console.print(f"{problem}; no probability for it", style="red", markup=False)
 
 
-def _errors(front: Front, columns: list[str], title: str) -> Table:
+def _errors(front: Front, columns: list[str]) -> Table:
     """Some errors of the members; a column each, headed by the parts of its name."""
-    table = Table(title=title, box=None, title_justify="left")
+    table = Table(box=None)
     table.add_column("trial", no_wrap=True)
     for column in columns:
         table.add_column("\n".join(column.split("/")).replace("_", " "), justify="right")

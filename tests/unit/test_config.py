@@ -12,7 +12,7 @@ import yaml
 from robustfront.attacks import PGD
 from robustfront.config import MoAsha, TrialConfig, load_trial
 from robustfront.errors import ConfigError
-from robustfront.problems import overlaid, parse_overrides
+from robustfront.problems import overlaid, parse_overrides, validated
 from robustfront.search.plan import Plan, check, load_plan
 
 BASE: dict[str, Any] = {
@@ -761,3 +761,13 @@ def test_parameters_without_a_reference_radius_use_the_dimension() -> None:
     radius = float(config.parameters()["train_threat.radius.l2"])
     assert radius == pytest.approx(0.1 * np.sqrt(np.sqrt(64)), rel=1e-5)
     assert "method.lambda" not in trial(method={"type": "trades", "beta": 0}).parameters()
+
+
+@pytest.mark.parametrize("inner", ["square", "apgd_t", "fab_t", "autoattack", "apgd"])
+def test_attacks_that_need_labels_are_for_evaluations(inner: str) -> None:
+    attack = {"type": inner} | ({"loss": "dlr"} if inner == "apgd" else {})
+    base = {key: value for key, value in BASE.items() if key in TrialConfig.model_fields}
+    _, problems = validated(TrialConfig, {**base, "method": {"type": "pgd_at", "inner": attack}})
+    assert len(problems) == 1
+    assert problems[0].startswith("method")
+    assert "is for evaluations (allowed for training: apgd, fgsm, pgd, langevin)" in problems[0]

@@ -168,6 +168,11 @@ RESUMED: dict[str, dict[str, Any]] = {
     "best": {"train__select": "best"},
     "bfloat16": {"train__precision": "bfloat16"},
     "fgsm": {"method": {"type": "pgd_at", "inner": {"type": "fgsm"}}},
+    "free": {"method": {"type": "standard"}, "update": {"type": "free", "replays": 2}},
+    "apgd": {
+        "method": {"type": "pgd_at", "inner": {"type": "apgd", "steps": 4, "start": "zero"}},
+        "train_threat__mix": {"linf": 0.4, "l2": 0.3, "l1": 0.3},
+    },
 }
 
 
@@ -251,6 +256,7 @@ SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
             {f"{PGD}start": "gaussian"},
             {f"{PGD}restarts": 2},
             {f"{PGD}type": "fgsm"},
+            {"update": {"type": "free", "replays": 2}},
             {"train__epochs": 3},
             {"train__batch_size": 40},
             {"train__optimizer__lr": 0.06},
@@ -324,7 +330,7 @@ SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"train__schedule": {"type": "one_cycle"}}, {"train__schedule__start": 0.2}),
     ({"train__eps_ramp": {"end": 2}}, {"train__eps_ramp__start": 1}),
 ]
-NO_WEIGHT_DEPENDS_ON = {"train.select", "train.ema", "update.type"}
+NO_WEIGHT_DEPENDS_ON = {"train.select", "train.ema"}
 
 
 def keys(value: Any, prefix: str) -> Iterator[str]:

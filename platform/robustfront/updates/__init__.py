@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from robustfront.updates.base import UPDATES, Update
+from robustfront.updates.free import Free
 from robustfront.updates.plain import Plain
 
 if TYPE_CHECKING:
@@ -10,4 +11,4 @@ if TYPE_CHECKING:
 else:
     UpdateField = UPDATES.field()
 
-__all__ = ["UPDATES", "Plain", "Update", "UpdateField"]
+__all__ = ["UPDATES", "Free", "Plain", "Update", "UpdateField"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,13 @@ from robustfront.registry import Component, Registry
 
 class Update(Component):
     """Turns a method's loss on a batch into a change of the weights."""
+
+    alone: ClassVar[bool] = False  # whether it cannot share a batch with other workers
+
+    @property
+    def steps_per_batch(self) -> int:
+        """How many times it asks for the method's loss."""
+        return 1
 
     @abstractmethod
     def step(
