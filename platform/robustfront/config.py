@@ -95,6 +95,7 @@ class Evaluate(Component):
 
     attack: AttackField = PGD(steps=20)
     final: Final = Final()
+    gates: PositiveInt | None = 200  # examples of the checks for masked gradients; null: none
     certify: None = None
     batch_size: PositiveInt = 500
 

@@ -33,7 +33,7 @@ Kind = Literal[
     "diverged",  # body: reason
     "failed",  # step: starts so far; body: reason
     "restarted",  # a new attempt from scratch; reports of the old one no longer count
-    "measured",  # step: how many times before; body: metrics of a suite on the test split
+    "measured",  # step: how many times before; body: metrics on the test split, suspect
 ]
 Status = Literal["waiting", "running", "paused", "finished", "pruned", "failed", "diverged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -307,6 +307,7 @@ class Trial:
     reports: dict[int, dict[str, float]] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
     measured: int = 0  # how many times, on the test split
+    suspect: list[str] = field(default_factory=list)  # why its robust error may not be believed
     cost: Cost = Cost()  # of all attempts
 
     @property
@@ -400,6 +401,8 @@ def _apply_to_trial(trial: Trial, event: Event) -> None:
         trial.reports.clear()
         trial.test.clear()
         trial.measured = 0
+        trial.suspect = []
     elif event.kind == "measured":
         trial.test |= event.body["metrics"]
         trial.measured = event.step + 1
+        trial.suspect = event.body.get("suspect", [])

@@ -49,6 +49,8 @@ def show_front(front: Front) -> None:
         f"\n{len(front.members)} of {front.count('finished')} finished trials are on the front, "
         f"hypervolume {front.hypervolume:.4f}; {100 * front.diverged_share:.0f} % diverged."
     )
+    for _, row in front.members[front.members["suspect"].eq(True)].iterrows():
+        console.print(f"{row['trial']} is suspect: {row['reason']}", style="yellow", markup=False)
     for problem in front.problems:
         console.print(f"{problem}; no probability for it", style="red", markup=False)
 

@@ -18,6 +18,7 @@ from robustfront.attacks import (
     AutoAttack,
     Langevin,
     Misclassification,
+    Noise,
     Square,
     TargetedAPGD,
     TargetedFAB,
@@ -45,6 +46,7 @@ class SmallAutoAttack(AutoAttack):
 
 
 ATTACKS_TRIED = [
+    Noise(draws=60),
     FGSM(),
     PGD(steps=4),
     PGD(steps=3, restarts=3),
@@ -61,7 +63,7 @@ ATTACKS_TRIED = [
     SmallAutoAttack(),
 ]
 # They move as far as is needed, or change nothing where they find nothing.
-SPARING = (FGSM, TargetedFAB, AutoAttack)
+SPARING = (FGSM, Noise, TargetedFAB, AutoAttack)
 THREATS = {
     "linf": Threat(norm="linf", eps="1/10"),
     "l2": Threat(norm="l2", eps="1/2"),
@@ -549,12 +551,12 @@ def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path):
         progress = Progress(y, stages_of(threats, suite), tmp_path / "p.npz", "this")
         for _ in measuring(model, Split(x, y, 1.0), threats, suite, (0,), 20, progress):
             pass
-    assert len(seen) == 3
+    assert len(seen) == 1 and seen[0] <= 20
 
 
 def test_the_progress_of_another_measurement_is_begun_anew(tmp_path):
     path, y = tmp_path / "progress.npz", torch.zeros(10, dtype=torch.int64)
-    Progress(y, {"a": 2}, path, "one").note("a", slice(0, 5), y[:5], 0)
+    Progress(y, {"a": 2}, path, "one").note("a", torch.arange(5), y[:5], 0)
     assert Progress(y, {"a": 2}, path, "one").share == 0.25
     assert Progress(y, {"a": 2}, path, "another").share == 0
     path.write_bytes(b"\x00not an archive")

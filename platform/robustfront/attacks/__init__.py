@@ -10,6 +10,7 @@ from robustfront.attacks.fab_t import TargetedFAB
 from robustfront.attacks.fgsm import FGSM
 from robustfront.attacks.goals import Goal, Misclassification
 from robustfront.attacks.langevin import Langevin
+from robustfront.attacks.noise import Noise
 from robustfront.attacks.pgd import PGD
 from robustfront.attacks.square import Square
 
@@ -29,6 +30,7 @@ __all__ = [
     "Goal",
     "Langevin",
     "Misclassification",
+    "Noise",
     "Square",
     "Surrogate",
     "TargetedAPGD",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,43 +54,55 @@ def measuring(
     batch_size: int,
     progress: Progress,
 ) -> Iterator[None]:
-    """As `measure`, yielding after each stage of a batch; goes on where `progress` stands."""
+    """As `measure`, yielding after each batch of a stage; goes on where `progress` stands."""
+    every = torch.arange(len(split))
+
+    def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return split.batch(rows.to(split.y.device))
+
+    plainly = _batches(every, batch_size, lambda rows: _predict(model, batch(rows)[0]))
+    for rows, found in plainly:
+        progress.plain[rows] = found
+    for threat, name in zip(threats, stages_of(threats, attack), strict=True):
+        rng = Rng((*key, threat.name, attack.name), split.start)
+        for number, stage in enumerate(attack.stages(threat)):
+            standing = progress.standing(name, number) if threat.eps else every[:0]
+            predict = partial(_attacked, model, batch, stage, threat, rng.child(stage.name))
+            for rows, found in _batches(standing, batch_size, predict):
+                progress.note(name, rows, found, number)
+                yield
+            progress.finish(name, number)
+            yield
+
+
+def _attacked(
+    model: nn.Module,
+    batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+    attack: Attack,
+    threat: Threat,
+    rng: Rng,
+    rows: Tensor,
+) -> Tensor:
+    """Predictions for some examples under an attack."""
+    x, y = batch(rows)
+    return _predict(model, attack(model, x, Misclassification(y), threat, rng.rows(rows)))
+
+
+def _batches(
+    rows: Tensor, batch_size: int, predict: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Predictions batch by batch; a batch that the device has no memory for is cut in two."""
     first = 0
-    while first < len(split):
-        rows = slice(first, min(first + batch_size, len(split)))
+    while first < len(rows):
+        some = rows[first : first + batch_size]
         try:
-            yield from _measuring_batch(model, split, rows, threats, attack, key, progress)
+            yield some, predict(some).cpu()
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
             batch_size //= 2
             continue
         first += batch_size
-
-
-def _measuring_batch(
-    model: nn.Module,
-    split: Split,
-    rows: slice,
-    threats: Sequence[Threat],
-    attack: Attack,
-    key: Key,
-    progress: Progress,
-) -> Iterator[None]:
-    x, y = split.batch(rows)
-    plain = _predict(model, x)
-    progress.plain[rows] = plain.cpu()
-    for threat, name in zip(threats, stages_of(threats, attack), strict=True):
-        rng = Rng((*key, threat.name, attack.name), split.start + rows.start)
-        predictions, passed = progress.so_far(name, rows, plain)
-        for number, stage in enumerate(attack.stages(threat)):
-            index = ((predictions == y) & (passed <= number)).nonzero()[:, 0]
-            if len(index) and threat.eps:
-                goal, random = Misclassification(y[index]), rng.child(stage.name).rows(index)
-                x_adv = stage(model, x[index], goal, threat, random)
-                predictions = predictions.index_copy(0, index, _predict(model, x_adv))
-            progress.note(name, rows, predictions, number)
-            yield
 
 
 def evaluate(
@@ -128,8 +141,8 @@ def evaluate(
         raise ConfigError("threats", [str(error)]) from None
     if len(set(parsed)) < len(parsed):
         raise ConfigError("threats", [f"one is given twice: {', '.join(threats)}"])
-    # On a CPU a small batch stays in the cache, and the attacks take half the time.
-    batch_size = 128 if x.device.type == "cpu" else 1000
+    # On a CPU a small batch stays in the cache.
+    batch_size = 250 if x.device.type == "cpu" else 1000
     try:
         return measure(model, Split(x, y, 1.0), parsed, suite, (seed, "evaluate"), batch_size)
     except Diverged as error:

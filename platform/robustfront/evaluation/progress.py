@@ -49,16 +49,26 @@ class Progress:
         done = sum(int(passed.sum()) for passed in self.passed.values())
         return done / max(len(self.y) * sum(self.of.values()), 1)
 
-    def so_far(self, name: str, rows: slice, plain: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions of some examples, `plain` where none is known, and stages passed, (M,)."""
-        passed = self.passed[name][rows].to(plain.device)
-        known = self.attacked[name][rows].to(plain.device)
-        return torch.where(passed > 0, known, plain), passed
+    def standing(self, name: str, stage: int) -> Tensor:
+        """The examples that a stage, counted from 0, has yet to attack: still right, (M,)."""
+        found = torch.where(self.passed[name] > 0, self.attacked[name], self.plain)
+        waiting: Tensor = ((found == self.y) & (self.passed[name] <= stage)).nonzero()[:, 0]
+        return waiting
 
-    def note(self, name: str, rows: slice, predictions: Tensor, stage: int) -> None:
-        """Some examples have been through a stage, counted from 0."""
-        self.attacked[name][rows] = predictions.cpu()
-        self.passed[name][rows] = self.passed[name][rows].clamp(min=stage + 1)
+    def note(self, name: str, rows: Tensor, predictions: Tensor, stage: int) -> None:
+        """Some examples have been attacked in a stage."""
+        self.attacked[name][rows] = predictions
+        self.passed[name][rows] = stage + 1
+        self._save()
+
+    def finish(self, name: str, stage: int) -> None:
+        """A stage is over for all examples; those that did not stand keep their prediction."""
+        first = self.passed[name] == 0
+        self.attacked[name][first] = self.plain[first]
+        self.passed[name].clamp_(min=stage + 1)
+        self._save()
+
+    def _save(self) -> None:
         if self.path is not None:
             passed = {f"passed:{name}": found.numpy() for name, found in self.passed.items()}
             more = {**passed, "identity": np.array(self.identity)}

@@ -49,6 +49,10 @@ class Records:
             },
         )
 
+    def part(self, name: str, n: int) -> Records:
+        """The first n examples, under one attack."""
+        return Records(self.label[:n], self.plain[:n], {name: self.attacked[name][:n]})
+
     def mistakes(self, split: str) -> dict[str, np.ndarray]:
         """Which examples each error counts, (N,) bool, by the error's name.
 

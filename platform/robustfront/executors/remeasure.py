@@ -65,7 +65,7 @@ class Remeasurement:
             self._listener(task.trial, message["share"])
             return True
         if "measured" in message:
-            self._commit(task.trial, message["measured"])
+            self._commit(task.trial, message["measured"], message["suspect"])
             return not self.halted
         self._under_way.discard(task.trial)
         if message["end"] == "full":
@@ -87,11 +87,12 @@ class Remeasurement:
             self.halted = True
             self.problems.append(reason)
 
-    def _commit(self, trial: str, metrics: dict[str, float]) -> None:
+    def _commit(self, trial: str, metrics: dict[str, float], suspect: list[str]) -> None:
         known = self.state.trials[trial]
-        if metrics.items() <= known.test.items():
+        if metrics.items() <= known.test.items() and suspect == known.suspect:
             return  # measured before, with the same result
-        event = Event("measured", trial, known.attempt, known.measured, {"metrics": metrics})
+        body = {"metrics": metrics, "suspect": suspect}
+        event = Event("measured", trial, known.attempt, known.measured, body)
         try:
             for committed in self.ledger.append([event]):
                 self.state.apply(committed)

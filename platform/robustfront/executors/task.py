@@ -10,7 +10,7 @@ from robustfront.config import Job
 
 Message = dict[str, Any]
 """What a worker says: {"epoch", "metrics"} after an epoch, {"share"} while it measures,
-{"measured": metrics}, and at the end {"end", "reason"}; an end is
+{"measured": metrics, "suspect": reasons}, and at the end {"end", "reason"}; an end is
 finished, diverged, failed, crashed or full."""
 
 

@@ -12,7 +12,12 @@ from robustfront.data import RawData
 from robustfront.errors import ConfigError, DataError, Diverged, is_full
 from robustfront.evaluation.records import Records
 from robustfront.executors.task import Message, Task
-from robustfront.training.trial import measure_final, records_of_test, run_trial
+from robustfront.training.trial import (
+    measure_final,
+    records_of_test,
+    run_trial,
+    suspicions,
+)
 
 
 def work(task: Task, raw: RawData | None) -> Iterator[Message]:
@@ -33,7 +38,9 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
                 yield {"share": share}
             records = Records.load(records_of_test(folder, config.evaluate.final.attack))
             errors = records.errors("test")
-            yield {"measured": {name: error for name, error in errors.items() if "/" in name}}
+            measured = {name: error for name, error in errors.items() if "/" in name}
+            reasons = list(suspicions(config, folder, raw))
+            yield {"measured": measured, "suspect": reasons}
     except Diverged as error:
         yield {"end": "diverged", "reason": str(error)}
     except (ConfigError, DataError) as error:

@@ -148,6 +148,7 @@ class Shipper:
             runs.metrics(trial, event.body["metrics"], event, step)
         if event.kind == "measured":
             runs.test_records(trial, self.folder / "trials" / trial.id)
+            runs.suspect(trial)
         if event.kind == "diverged":
             # What the search was told, so that the last value on record is the one that counts.
             runs.metrics(trial, dict.fromkeys(self.job.objectives, 1.0), event, trial.epoch + 1)
@@ -262,6 +263,14 @@ class _Runs:
         """Records of all suites on the test split, as far as they are there."""
         for path in sorted(folder.glob("test-*.npz")):
             self._records(self.children[trial.id], path)
+
+    def suspect(self, trial: Trial) -> None:
+        """Why the robust error of a trial may not be believed; no tag where nothing speaks so."""
+        run, tag = self.children[trial.id], "robustfront.suspect"
+        if trial.suspect:
+            self.client.set_tag(run, tag, "; ".join(trial.suspect)[:4000])
+        elif tag in self.client.get_run(run).data.tags:
+            self.client.delete_tag(run, tag)
 
     def _records(self, run: str, records: Path) -> None:
         if records.is_file():

@@ -28,7 +28,8 @@ def trials_table(state: SweepState) -> pd.DataFrame:
             "cost_cpu_seconds": trial.cost.cpu_seconds,
             "cost_gpu_seconds": trial.cost.gpu_seconds,
             "cost_forward_equivalents": trial.cost.forward_equivalents,
-            "reason": trial.reason,
+            "reason": "; ".join(trial.suspect) or trial.reason,
+            "suspect": bool(trial.suspect),
             **searched(trial),
             **{_column(name): value for name, value in trial.metrics.items()},
         }

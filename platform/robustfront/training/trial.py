@@ -25,6 +25,7 @@ from robustfront.config import TrialConfig, load_trial
 from robustfront.data import DataSet, RawData, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
 from robustfront.evaluation.evaluate import measure, measuring, stages_of
+from robustfront.evaluation.gates import masking
 from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records
 from robustfront.files import write_bytes
@@ -141,6 +142,27 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
     key, batch_size = ("evaluate", "test"), config.evaluate.batch_size
     for _ in measuring(model, test, config.threat, final.attack, key, batch_size, progress):
         yield progress.share
+
+
+def suspicions(config: TrialConfig, folder: Path, raw: RawData | None = None) -> Iterator[str]:
+    """What speaks for masked gradients in a model that `measure_final` has measured.
+
+    Raises:
+        DataError: the checkpoint, the records or the data cannot be read.
+    """
+    if config.evaluate.gates is None:
+        return
+    device = torch.device(config.resources.device)
+    test = split_data(config.data, raw or config.data.load(), device).test
+    model = _selected(folder, device)
+    attack = config.evaluate.final.attack
+    known = Records.load(records_of_test(folder, attack))
+    few = min(config.evaluate.gates, len(known))
+    for threat in config.threat:
+        suite = known.part(f"{threat.name}/{attack.name}", few)
+        key, batch_size = ("evaluate", "test"), config.evaluate.batch_size
+        for reason in masking(model, test.first(few), threat, suite, key, batch_size):
+            yield f"{threat.name}: {reason}"
 
 
 def records_of_test(folder: Path, attack: Attack) -> Path:
