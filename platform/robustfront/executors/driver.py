@@ -130,7 +130,7 @@ class Driver:
         if "share" in message:
             return True
         if "measured" in message:
-            body = {"metrics": message["measured"], "suspect": message["suspect"]}
+            body = {"metrics": message["measured"], "suspect": message.get("suspect", [])}
             self._commit(task.trial, "measured", self.state.trials[task.trial].measured, body)
             return True
         if message["end"] == "full":

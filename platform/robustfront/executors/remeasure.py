@@ -65,7 +65,7 @@ class Remeasurement:
             self._listener(task.trial, message["share"])
             return True
         if "measured" in message:
-            self._commit(task.trial, message["measured"], message["suspect"])
+            self._commit(task.trial, message["measured"], message.get("suspect", []))
             return not self.halted
         self._under_way.discard(task.trial)
         if message["end"] == "full":

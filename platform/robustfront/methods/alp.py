@@ -23,7 +23,8 @@ class ALP(Method):
 
     loss = mean CE(f(x_adv), y) + weight * mean ||f(x_adv) - f(x)||_2, x_adv maximises the CE.
 
-    A textbook case of gradient masking: measure it with strong attacks only.
+    A textbook case of gradient masking: measure it with strong attacks only. Constant logits have
+    no pairing term at all: on MNIST with Adam, weights of 1 and more end there, 0.3 does not.
     Batch norm: two train-mode forwards, x then x_adv; the search runs in eval mode.
     Source: arXiv:1803.06373, section 4.1; the loss is that of DALE's baseline (arobey1/advbench).
     Deviates: the paper trains on clean examples as well and squares the distance.
