@@ -95,8 +95,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def input_gradient(model: nn.Module, x: Tensor, surrogate: Surrogate) -> Tensor:
     """Gradient of the summed surrogate to the input (N, C, H, W); weights get no gradient."""
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(surrogate(model(x)).sum(), x)[0]
+    return value_and_gradient(model, x, surrogate)[1]
 
 
 def value_and_gradient(model: nn.Module, x: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]:

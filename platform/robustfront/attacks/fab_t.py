@@ -9,7 +9,14 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from robustfront.attacks.apgd_t import rivals
-from robustfront.attacks.base import ATTACKS, Attack, Surrogate, best_of, goal_of
+from robustfront.attacks.base import (
+    ATTACKS,
+    Attack,
+    Surrogate,
+    best_of,
+    goal_of,
+    value_and_gradient,
+)
 from robustfront.attacks.goals import Goal
 from robustfront.randomness import Rng
 from robustfront.threats import Norm, PerturbationSet, Threat
@@ -79,7 +86,7 @@ class TargetedFAB(Attack):
         found, left = x.clone(), torch.arange(len(x), device=x.device)
         point, y = x, goal.y
         for _ in range(self.steps):
-            gap, slope = _linearised(model, point, y, target)
+            gap, slope = value_and_gradient(model, point, _gap(y, target))
             with torch.no_grad():
                 point = _towards(x, point, gap, slope, threat.norm)
                 wrong = model(point).argmax(1) != y
@@ -97,14 +104,11 @@ class TargetedFAB(Attack):
         return found
 
 
-def _linearised(
-    model: nn.Module, point: Tensor, y: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
-    """z_t - z_y, (N,), and its gradient (N, C, H, W)."""
-    point = point.detach().requires_grad_()
-    logits = model(point)
-    gap = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
-    return gap.detach(), torch.autograd.grad(gap.sum(), point)[0]
+def _gap(y: Tensor, target: Tensor) -> Surrogate:
+    """z_t - z_y of each example, (N,)."""
+    return lambda logits: (
+        logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+    )
 
 
 def _towards(x: Tensor, point: Tensor, gap: Tensor, slope: Tensor, norm: Norm) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache
 from typing import Literal
@@ -68,7 +69,7 @@ class Square(Attack):
         goal = Margin(goal_of(self, surrogate).y)
         if not isinstance(threat, Threat):
             raise TypeError(f"Square Attack searches in lp balls, not in {threat!r}")
-        kind = _Signs if threat.norm == "linf" else _Bumps
+        kind: type[_Search] = _Signs if threat.norm == "linf" else _Bumps
         search = kind(model, x, goal, threat, rng)
         found, left = search.x_adv.clone(), torch.arange(len(x), device=x.device)
         for first in range(1, self.queries, _AT_ONCE):
@@ -97,7 +98,7 @@ def _draws(x: Tensor, numbers: int, rng: Rng) -> Iterator[Tensor]:
     return iter(rng.uniform(x.new_empty(len(x), _AT_ONCE, numbers)).unbind(1))
 
 
-class _Search:
+class _Search(ABC):
     """What both kinds of proposals share.
 
     Args:
@@ -113,13 +114,13 @@ class _Search:
         self.x_adv = self.first(rng)
         self.value = goal(model(self.x_adv))
 
+    @abstractmethod
     def first(self, rng: Rng) -> Tensor:
         """Where the search begins."""
-        raise NotImplementedError
 
+    @abstractmethod
     def query(self, side: int, random: Tensor) -> None:
         """One proposal for each example, (N, numbers) of U[0, 1)."""
-        raise NotImplementedError
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the examples."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustfront.attacks import APGD, FGSM, PGD, Attack, Noise, Square, eval_mode
 from robustfront.attacks.base import input_gradient
@@ -54,14 +54,16 @@ class _Subject:
     threat: Threat
     key: Key
     batch_size: int
+    known: dict[tuple[Attack, Threat], np.ndarray] = field(default_factory=dict)
 
     def mistakes(self, attack: Attack, threat: Threat | None = None) -> np.ndarray:
-        """Which examples are wrong plainly or under the attack, (N,)."""
-        threat = threat or self.threat
-        records = measure(
-            self.model, self.split, [threat], attack, (*self.key, "gates"), self.batch_size
-        )
-        return records.mistakes("val")["robust_error"]
+        """Which examples are wrong plainly or under the attack, (N,); each is measured once."""
+        case = attack, threat or self.threat
+        if case not in self.known:
+            key = (*self.key, "gates")
+            records = measure(self.model, self.split, [case[1]], attack, key, self.batch_size)
+            self.known[case] = records.mistakes("val")["robust_error"]
+        return self.known[case]
 
     def error(self, attack: Attack, threat: Threat | None = None) -> float:
         """Their share."""
@@ -74,7 +76,9 @@ def _outputs(model: nn.Module, split: Split, batch_size: int) -> Iterator[str]:
     with eval_mode(model):
         with torch.no_grad():
             outputs = [model(x) for _ in range(_REPEATS)]
-        gradient = _without_gradient(model, x, y)
+        right = outputs[0].argmax(1) == y
+        with torch.enable_grad():
+            slopes = input_gradient(model, x, DifferenceOfLogitsRatio(y))
     size = torch.linalg.vector_norm(outputs[0])
     apart = max(float(torch.linalg.vector_norm(other - outputs[0]) / size) for other in outputs)
     if not apart <= _UNEQUAL:
@@ -82,18 +86,8 @@ def _outputs(model: nn.Module, split: Split, batch_size: int) -> Iterator[str]:
     sums = outputs[0].sum(1)
     if bool((outputs[0] >= 0).all()) and bool(((sums - 1).abs() < 1e-4).all()):
         yield "the outputs are probabilities, attacks need logits"
-    if gradient:
-        yield f"no gradient to the input for {gradient} of {len(x)} examples"
-
-
-def _without_gradient(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    """For how many of the rightly classified examples the gradient is exactly 0."""
-    goal = DifferenceOfLogitsRatio(y)
-    with torch.enable_grad():
-        flat = input_gradient(model, x, goal).flatten(1)
-    with torch.no_grad():
-        right = model(x).argmax(1) == y
-    return int((right & ~flat.any(1)).sum())
+    if flat := int((right & ~slopes.flatten(1).any(1)).sum()):
+        yield f"no gradient to the input for {flat} of {len(x)} examples"
 
 
 def _ranks(subject: _Subject, suite: Records) -> Iterator[str]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from robustfront.attacks import Attack
 from robustfront.config import TrialConfig, load_trial
-from robustfront.data import DataSet, RawData, split_data
+from robustfront.data import DataSet, RawData, Split, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
 from robustfront.evaluation.evaluate import measure, measuring, stages_of
 from robustfront.evaluation.gates import masking
@@ -131,11 +131,9 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
         DataError: the checkpoint or the data cannot be read.
     """
     final = config.evaluate.final
-    device = torch.device(config.resources.device)
-    test = split_data(config.data, raw or config.data.load(), device).test
+    model, test = _model_and_test(config, folder, raw)
     if final.examples is not None:
         test = test.first(final.examples)
-    model = _selected(folder, device)
     path = records_of_test(folder, final.attack)
     stages = stages_of(config.threat, final.attack)
     progress = Progress(test.y, stages, path, _identity(config, model))
@@ -152,9 +150,7 @@ def suspicions(config: TrialConfig, folder: Path, raw: RawData | None = None) ->
     """
     if config.evaluate.gates is None:
         return
-    device = torch.device(config.resources.device)
-    test = split_data(config.data, raw or config.data.load(), device).test
-    model = _selected(folder, device)
+    model, test = _model_and_test(config, folder, raw)
     attack = config.evaluate.final.attack
     known = Records.load(records_of_test(folder, attack))
     few = min(config.evaluate.gates, len(known))
@@ -168,6 +164,14 @@ def suspicions(config: TrialConfig, folder: Path, raw: RawData | None = None) ->
 def records_of_test(folder: Path, attack: Attack) -> Path:
     """Where the predictions on the test split under an attack are."""
     return folder / f"test-{attack.name}.npz"
+
+
+def _model_and_test(
+    config: TrialConfig, folder: Path, raw: RawData | None
+) -> tuple[nn.Module, Split]:
+    device = torch.device(config.resources.device)
+    test = split_data(config.data, raw or config.data.load(), device).test
+    return _selected(folder, device), test
 
 
 def _selected(folder: Path, device: torch.device) -> nn.Module:
