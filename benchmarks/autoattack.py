@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="+", default=[*METHODS])
+    parser.add_argument("--norms", nargs="+", choices=[*THREATS], default=[*THREATS])
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--root", default="../shared/data")
     args = parser.parse_args()
@@ -116,7 +117,7 @@ def main() -> None:
     rows = []
     for method in args.methods:
         model = train(args.model, method, args.root)
-        for norm in THREATS:
+        for norm in args.norms:
             start = time.perf_counter()
             mine = ours(model, x, y, norm)
             seconds = time.perf_counter() - start

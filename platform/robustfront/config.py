@@ -29,7 +29,7 @@ from robustfront.attacks import ATTACKS, PGD, Attack, AttackField
 from robustfront.cost import Cost
 from robustfront.data import DataField
 from robustfront.errors import ConfigError, nearest
-from robustfront.methods import Method, MethodField, Standard
+from robustfront.methods import METHODS, Method, MethodField, Standard
 from robustfront.models import ModelField
 from robustfront.problems import overlaid, read_mapping, validated
 from robustfront.registry import Component
@@ -160,6 +160,7 @@ class TrialConfig(Component):
 
     data: DataField
     model: ModelField
+    init_from: str | None = None  # a trial's folder: training begins with its weights
     threat: Annotated[tuple[Threat, ...], BeforeValidator(_as_list), Field(min_length=1)]
     train_threat: TrainThreat = TrainThreat()
     method: MethodField = Standard()
@@ -193,6 +194,19 @@ class TrialConfig(Component):
         if not eps and "eps" not in given and norm in get_args(Norm):
             raise ValueError(f"train_threat.eps: is missing; the job measures no {norm} threat")
         return {**raw, "train_threat": {"norm": norm, **eps, **given, "radii": radii}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _update_follows_method(cls, raw: Any) -> Any:
+        """An update that is not named is the one that belongs to the method."""
+        if not isinstance(raw, Mapping):
+            return raw
+        method, update = raw.get("method"), raw.get("update", {})
+        kind = method.get("type") if isinstance(method, Mapping) else getattr(method, "type", None)
+        default = METHODS.classes[kind].default_update if kind in METHODS.classes else "plain"
+        if isinstance(update, Mapping) and "type" not in update:
+            return {**raw, "update": {"type": default, **update}}
+        return raw
 
     @field_validator("resources")
     @classmethod
@@ -251,6 +265,12 @@ class TrialConfig(Component):
         identity = self.model_dump(mode="json", exclude={"resources", "objectives"})
         identity["evaluate"] = {"attack": identity["evaluate"]["attack"]}
         identity["data"].pop("root", None)
+        if self.init_from is None:
+            del identity["init_from"]
+        else:
+            folder = Path(self.init_from)
+            # A trial's folder is named after all that decides its weights.
+            identity["init_from"] = (folder.parent if folder.name == "checkpoint" else folder).name
         if "path" in identity["data"]:
             identity["data"]["path"] = Path(identity["data"]["path"]).name
         text = json.dumps(identity, sort_keys=True)
@@ -274,7 +294,7 @@ class TrialConfig(Component):
         """Cost of a training step for each example in forward passes."""
         norms = len(self.train_threat.shares())
         once = self.method.forward_equivalents + norms * self.method.forward_equivalents_per_norm
-        return self.update.steps_per_batch * once
+        return self.update.steps_per_batch * once + self.update.own_equivalents
 
     def parameters(self) -> dict[str, str | int | float | bool]:
         """Every resolved value by its dotted key, and what follows from them."""
@@ -282,7 +302,9 @@ class TrialConfig(Component):
         derived = {f"method.{name}": value for name, value in self.method.derived().items()}
         radii = {
             f"train_threat.radius.{norm}": eps_text(threat.eps)
-            for norm, threat in self.train_threat.threats(int(np.prod(self.data.shape))).items()
+            for norm, threat in self.train_threat.threats(
+                int(np.prod(self.data.shape)), self.method.required_norms
+            ).items()
         }
         return flat | derived | radii
 
@@ -479,7 +501,7 @@ def default_scheduler(job: Job) -> MoAsha | None:
 
 
 # Keys that hold paths: relative to the file they stand in, or to the current folder after --set.
-_PATHS = (("data", "root"), ("data", "path"), ("search_space",), ("storage",))
+_PATHS = (("data", "root"), ("data", "path"), ("init_from",), ("search_space",), ("storage",))
 
 
 def absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -104,13 +104,15 @@ def _seconds_per_forward(config: TrialConfig, data: DataSet) -> float:
     x, y = data.train.batch(slice(0, config.train.batch_size))
     x, y = x.to(device), y.to(device)
     size, train_threat, rng = x[0].numel(), config.train_threat, Rng((0, "estimate"))
-    threat, balls = train_threat.draw(len(x), size, 1.0, rng), train_threat.balls(size, 1.0)
+    threat = train_threat.draw(len(x), size, 1.0, rng)
+    balls = train_threat.balls(size, 1.0, config.method.required_norms)
     ctx = StepContext(threat, rng, 0.0, balls, train_threat.shares(), config.method.memory())
     started = 0.0
-    for step in range(1 + _STEPS):
-        if step == 1:
-            started = time.perf_counter()
-        config.update.step(model, optimizer, config.method, (x, y), ctx)
+    with config.update.epoch(model, config.train.optimizer.build) as take:
+        for step in range(1 + _STEPS):
+            if step == 1:
+                started = time.perf_counter()
+            take(model, optimizer, config.method, (x, y), ctx)
     if device.type == "cuda":
         torch.cuda.synchronize()
     taken = time.perf_counter() - started

@@ -32,6 +32,7 @@ from robustfront.search.plan import Plan, check, load_plan
 from robustfront.tracking.front import Front
 from robustfront.tracking.shipper import Shipper
 from robustfront.tracking.tables import front_of, records_table, trials_table
+from robustfront.training.checkpoint import check_init
 
 # What may change when a sweep goes on; anything else would make its trials incomparable.
 _RESUMABLE = (
@@ -247,8 +248,10 @@ def warm_start(plan: Plan) -> list[dict[str, Any]]:
     """Values and objectives that earlier sweeps found in a plan's search space.
 
     Raises:
-        ConfigError: no such sweep, or it measured something else, or nothing in this space.
+        ConfigError: no such sweep, or it measured something else, or nothing in this space; no
+            weights where `init_from` says, or those of another model.
     """
+    check_init(plan.job)
     found, problems = [], []
     for name in plan.job.search.warm_start:
         try:

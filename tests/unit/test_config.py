@@ -637,6 +637,7 @@ MATTERS: dict[str, Any] = {
     "train.batch_size": 64,
     "train.optimizer.lr": 0.05,
     "train.optimizer.type": "adam",
+    "init_from": "sweeps/base/trials/0123",
     "train.schedule.type": "cosine",
     "train.eps_ramp.end": 2,
     "train.clip_norm": 1.0,

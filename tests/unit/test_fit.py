@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from robustfront.config import TrialConfig
 from robustfront.data import DataSet, split_data
-from robustfront.errors import DataError, Diverged
+from robustfront.errors import ConfigError, DataError, Diverged
 from robustfront.evaluation.records import Records
 from robustfront.methods import METHODS
 from robustfront.models import build_model
@@ -99,7 +100,8 @@ def test_every_method_trains_on_one_norm_and_on_several(method) -> None:
         assert second["train/loss"] != first["train/loss"]
         assert math.isfinite(second["train/loss"])
         costs = config.method.forward_equivalents, config.method.forward_equivalents_per_norm
-        assert config.step_equivalents == costs[0] + len(mix) * costs[1]
+        own = config.update.own_equivalents
+        assert config.step_equivalents == costs[0] + len(mix) * costs[1] + own
 
 
 def finished(config: TrialConfig, path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -169,6 +171,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "bfloat16": {"train__precision": "bfloat16"},
     "fgsm": {"method": {"type": "pgd_at", "inner": {"type": "fgsm"}}},
     "free": {"method": {"type": "standard"}, "update": {"type": "free", "replays": 2}},
+    "gradient projection": {"method": {"type": "ramp", "inner": {"steps": 2}}},
     "apgd": {
         "method": {"type": "pgd_at", "inner": {"type": "apgd", "steps": 4, "start": "zero"}},
         "train_threat__mix": {"linf": 0.4, "l2": 0.3, "l1": 0.3},
@@ -292,6 +295,17 @@ SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
         )
     ),
     ({"method__type": "mart"}, {"method__beta": 6}),
+    *(
+        ({"method__type": "ramp", "train_threat__radii": {"l1": 1}}, change)
+        for change in (
+            {"method__pairing_weight": 4},
+            {"method__pairing_weight": 0},
+            {"method__key_norms": ["l1", "linf"]},
+            {"method__key_norms": ["linf", "l2"]},
+            {"update": {"type": "plain"}},
+            {"update__share": 0.4},
+        )
+    ),
     ({"method__type": "max_at", **MIX}, {"method__type": "avg_at"}),
     ({"method__type": "max_at", **MIX}, {"method__type": "e_at"}),
     ({"method__type": "avg_at", **MIX}, {"train_threat__mix": {"linf": 0.4, "l1": 0.6}}),
@@ -594,6 +608,70 @@ def test_the_selected_model_is_what_a_trial_leaves(select, tmp_path):
     )
     assert not same(best, last)
     assert same(dict(model.state_dict()), best if select == "best" else last)
+
+
+# --- from a trained model ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A finished trial."""
+    folder = tmp_path_factory.mktemp("trials") / trial().id
+    for _ in run_trial(trial(), folder):
+        pass
+    return folder
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoint"])
+def test_training_begins_with_the_weights_of_another_trial(inside, base, tmp_path):
+    still = {"train__optimizer__lr": 1e-12, "train__epochs": 1}
+    config = trial(init_from=str(base / inside), train__ema=0.5, **still)
+    list(run_trial(config, tmp_path))
+    ours, theirs, fresh = (
+        load_model(folder).state_dict()
+        for folder in (tmp_path, base, tmp_path / "fresh")
+        if folder.exists() or list(run_trial(trial(**still), folder))
+    )
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value)
+    assert not same(dict(fresh), dict(theirs))
+
+
+def test_a_trial_that_was_interrupted_needs_its_beginning_no_more(base, tmp_path):
+    copied = tmp_path / "base" / base.name
+    shutil.copytree(base, copied)
+    config = trial(init_from=str(copied))
+    whole = [report.metrics for report in fit(config)]
+    steps = run_trial(config, tmp_path / "trial")
+    next(steps)
+    steps.close()
+    shutil.rmtree(copied)
+    again = [metrics for _, metrics in run_trial(config, tmp_path / "trial")]
+    assert [m["train/loss"] for m in again] == [m["train/loss"] for m in whole]
+
+
+def test_what_training_begins_with_is_part_of_the_id_but_not_where_it_lies(base):
+    first = trial(init_from=str(base))
+    assert first.id == trial(init_from=f"elsewhere/{base.name}").id
+    assert first.id == trial(init_from=str(base / "checkpoint")).id
+    assert first.id not in (trial().id, trial(init_from=str(base.with_name("0123"))).id)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": "nowhere"}, "no finished checkpoint here"),
+        ({"model__hidden": [8]}, "holds a mlp for 10 classes .* trains a mlp"),
+        ({"model": {"type": "linear"}}, "holds a mlp .* trains a linear"),
+    ],
+)
+def test_a_beginning_that_does_not_fit_is_refused_before_anything_is_written(
+    changes, message, base, tmp_path
+):
+    config = trial(**{"init_from": str(base), **changes})
+    with pytest.raises(ConfigError, match=message):
+        list(run_trial(config, tmp_path / "trial"))
+    assert not (tmp_path / "trial").exists()
 
 
 # --- on disk ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from robustfront.methods.mart import MART
 from robustfront.methods.max_at import MaxAT
 from robustfront.methods.msd import MSD
 from robustfront.methods.pgd_at import PGDAT
+from robustfront.methods.ramp import RAMP
 from robustfront.methods.standard import Standard
 from robustfront.methods.trades import Trades
 
@@ -35,6 +36,7 @@ __all__ = [
     "CLPNoise",
     "FastAT",
     "MaxAT",
+    "RAMP",
     "LossTerms",
     "Method",
     "MethodField",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,9 @@ class StepContext:
         threat: the perturbation sets of this batch, at the radius scheduled for now.
         rng: randomness of this step, one row an example.
         progress: share of the training done, in [0, 1].
-        balls: the ball of each norm of the training threat, for methods that look at all of them
-            for every example; by norm, at the radius scheduled for now.
-        shares: the weight of each of those norms; they sum to 1.
+        balls: the ball of each norm of the training threat and of those the method requires, for
+            methods that look at several for every example; at the radius scheduled for now.
+        shares: the weight of each norm of the training threat; they sum to 1.
         memory: what the method keeps from step to step, by name; its to change.
     """
 
@@ -54,6 +55,8 @@ class StepContext:
 class Method(Component):
     """A training method; its fields are its hyperparameters."""
 
+    default_update: ClassVar[str] = "plain"  # where a job names none
+
     @property
     @abstractmethod
     def forward_equivalents(self) -> float:
@@ -67,6 +70,11 @@ class Method(Component):
     def forward_equivalents_per_norm(self) -> float:
         """What each norm of the training threat adds to that."""
         return 0
+
+    @property
+    def required_norms(self) -> tuple[Norm, ...]:
+        """Norms whose balls it needs, whether the training threat names them or not."""
+        return ()
 
     @property
     def guard(self) -> Attack | None:

@@ -109,14 +109,16 @@ class TrainThreat(Component):
         """The norms that take part, with their shares of a batch."""
         return {norm: share for norm, share in self.mix.items() if share > 0} or {self.norm: 1.0}
 
-    def threats(self, dimension: int) -> dict[Norm, Threat]:
-        """The ball of each norm that takes part, for inputs of so many values."""
-        return {norm: self._ball(norm, dimension) for norm in self.shares()}
+    def threats(self, dimension: int, more: Sequence[Norm] = ()) -> dict[Norm, Threat]:
+        """The ball of each norm that takes part, and of some more, for inputs of so many values."""
+        return {norm: self._ball(norm, dimension) for norm in (*self.shares(), *more)}
 
-    def balls(self, dimension: int, strength: float) -> dict[Norm, Threat]:
+    def balls(
+        self, dimension: int, strength: float, more: Sequence[Norm] = ()
+    ) -> dict[Norm, Threat]:
         """The same at a share `strength` of their radii."""
         share = Fraction(strength).limit_denominator(10**9)
-        return {norm: ball.scaled(share) for norm, ball in self.threats(dimension).items()}
+        return {norm: ball.scaled(share) for norm, ball in self.threats(dimension, more).items()}
 
     def draw(self, n: int, dimension: int, strength: float, rng: Rng) -> PerturbationSet:
         """The perturbation sets of a batch of n examples, at a share `strength` of the radii.

@@ -98,7 +98,48 @@ def load_model(path: str | Path) -> nn.Module:
         DataError: no such folder, or unreadable weights.
         ConfigError: its config.json is not a trial's.
     """
-    folder = Path(path)
+    config, weights, meta = _trained(Path(path))
+    channels = meta["shape"][0]
+    model = build_model(
+        config.model, tuple(meta["shape"]), meta["classes"], (0.0,) * channels, (1.0,) * channels
+    )
+    load_weights(model, weights, Path(path))
+    return model.eval()
+
+
+def trained_weights(path: Path) -> tuple[TrialConfig, dict[str, Tensor]]:
+    """The configuration and the selected weights of a finished trial; raises as `load_model`."""
+    return _trained(path)[:2]
+
+
+def check_init(config: TrialConfig) -> None:
+    """Whether a trial can begin with the weights that `init_from` names.
+
+    Raises:
+        ConfigError: there are none, or they belong to another architecture.
+    """
+    if config.init_from is None:
+        return
+    try:
+        theirs, weights = trained_weights(Path(config.init_from))
+    except (ConfigError, DataError) as error:
+        raise ConfigError("init_from", [f"init_from: {error}"]) from None
+    channels = config.data.shape[0]
+    model = build_model(
+        config.model, config.data.shape, config.data.classes, (0.0,) * channels, (1.0,) * channels
+    )
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if expected != {name: tensor.shape for name, tensor in weights.items()}:
+        mine, other = (
+            f"{which.model.type} for {which.data.classes} classes of {which.data.shape}"
+            for which in (config, theirs)
+        )
+        problem = f"init_from: holds a {other}, this job trains a {mine} (or other sizes of it)"
+        raise ConfigError("init_from", [problem])
+
+
+def _trained(folder: Path) -> tuple[TrialConfig, dict[str, Tensor], Any]:
+    """Configuration, selected weights, and what the model was built for."""
     if (folder / "checkpoint").is_dir():
         folder = folder / "checkpoint"
     config_file = folder / "config.json"
@@ -112,12 +153,7 @@ def load_model(path: str | Path) -> nn.Module:
     if config is None:
         raise ConfigError(str(config_file), problems)
     groups, meta = read_tensors(folder / f"{config.train.select}.safetensors")
-    channels = meta["shape"][0]
-    model = build_model(
-        config.model, tuple(meta["shape"]), meta["classes"], (0.0,) * channels, (1.0,) * channels
-    )
-    load_weights(model, groups["model"], folder)
-    return model.eval()
+    return config, groups["model"], meta
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:

@@ -29,10 +29,12 @@ from robustfront.training.checkpoint import (
     optimizer_state,
     read_tensors,
     restore_optimizer,
+    trained_weights,
     write_tensors,
 )
 from robustfront.training.determinism import reset_process
 from robustfront.training.team import Team
+from robustfront.updates import Step
 
 Metrics = dict[str, float]
 
@@ -72,7 +74,7 @@ def fit(
 
     Raises:
         Diverged: the loss or the weights are not finite.
-        DataError: the data or the checkpoint cannot be read.
+        DataError: the data, the checkpoint or the weights to begin with cannot be read.
     """
     reset_process(config.resources.cpu, config.seed)
     device = torch.device(config.resources.device)
@@ -81,6 +83,8 @@ def fit(
     run = _Run.start(config, data, device)
     if resume_from is not None:
         run.restore(resume_from)
+    elif config.init_from is not None:
+        run.begin_with(Path(config.init_from))
     for epoch in range(run.epoch, config.train.epochs):
         started = time.perf_counter()
         means = run.train_epoch(epoch)
@@ -115,6 +119,14 @@ def _clip_before_each_step(
     optimizer.register_step_pre_hook(clip)
 
 
+def _optimizer_of(config: TrialConfig, team: Team, model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = config.train.optimizer.build(model)
+    team.mean_gradients(model, optimizer)  # before they are clipped
+    if config.train.clip_norm is not None:
+        _clip_before_each_step(optimizer, model, config.train.clip_norm)
+    return optimizer
+
+
 @dataclass
 class _Run:
     """Everything that changes while a configuration is trained."""
@@ -140,15 +152,15 @@ class _Run:
         model = team.join(model)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = copy.deepcopy(model) if config.train.ema else None
-        optimizer = config.train.optimizer.build(model)
-        team.mean_gradients(model, optimizer)  # before they are clipped
-        if config.train.clip_norm is not None:
-            _clip_before_each_step(optimizer, model, config.train.clip_norm)
+        optimizer = _optimizer_of(config, team, model)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what an earlier trial in this process has held
             torch.cuda.reset_peak_memory_stats(device)
         memory = {name: value.to(device) for name, value in config.method.memory().items()}
         return cls(config, data, device, model, average, optimizer, team, memory)
+
+    def _new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return _optimizer_of(self.config, self.team, model)
 
     @property
     def measured(self) -> nn.Module:
@@ -166,12 +178,13 @@ class _Run:
         order = torch.randperm(total, generator=source).to(self.device)
         sums: dict[str, Tensor] = {}
         self.model.train()
-        for step in range(steps):
-            self._set_rate(epoch + step / steps)
-            index = order[step * size : (step + 1) * size]
-            terms = self._train_step(index, epoch, step, epoch + step / steps)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
+        with self.config.update.epoch(self.model, self._new_optimizer) as take:
+            for step in range(steps):
+                self._set_rate(epoch + step / steps)
+                index = order[step * size : (step + 1) * size]
+                terms = self._train_step(take, index, epoch, step, epoch + step / steps)
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
         return self._means(sums, steps, epoch)
 
     @property
@@ -182,7 +195,9 @@ class _Run:
         size -= size % self.team.size
         return size, total // size
 
-    def _train_step(self, index: Tensor, epoch: int, step: int, now: float) -> dict[str, Tensor]:
+    def _train_step(
+        self, take: Step, index: Tensor, epoch: int, step: int, now: float
+    ) -> dict[str, Tensor]:
         config = self.config
         rows = self.team.share(len(index))
         key = (config.seed, epoch, step)
@@ -199,7 +214,8 @@ class _Run:
         strength = config.train.eps_ramp.factor(now)
         mix = Rng((*key, "mix"), block=len(index))  # of the whole batch
         threat = config.train_threat.draw(len(index), x[0].numel(), strength, mix).part(rows)
-        balls = config.train_threat.balls(x[0].numel(), strength)
+        needed = config.method.required_norms
+        balls = config.train_threat.balls(x[0].numel(), strength, needed)
         ctx = StepContext(
             threat,
             rng.child("attack"),
@@ -209,7 +225,7 @@ class _Run:
             self.memory,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
-            loss = config.update.step(net, self.optimizer, config.method, (x, y), ctx)
+            loss = take(net, self.optimizer, config.method, (x, y), ctx)
         self.team.mean(list(self.memory.values()))
         self._update_average(epoch, step)
         return {"loss": loss.total, **loss.terms}
@@ -329,6 +345,17 @@ class _Run:
             "optimizer": numbers,
         }
         write_tensors(path, groups, meta)
+
+    def begin_with(self, folder: Path) -> None:
+        """Take over the weights of a trained model.
+
+        Raises:
+            DataError: there are none, or they belong to another architecture.
+        """
+        weights = trained_weights(folder)[1]
+        for model in (self.model, self.average):
+            if model is not None:
+                load_weights(model, weights, folder)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint.

@@ -30,6 +30,7 @@ from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records
 from robustfront.files import write_bytes
 from robustfront.training.checkpoint import (
+    check_init,
     export_model,
     load_model,
     read_tensors,
@@ -49,7 +50,8 @@ def run_trial(
     each of them calls this, and the first one writes.
 
     Raises:
-        ConfigError: the device does not exist here, or the folder holds another trial.
+        ConfigError: the device does not exist here, the folder holds another trial, or what the
+            trial is to begin with is not there.
         DataError: the data or the trial's checkpoint cannot be read.
         Diverged: the loss is not finite.
         OutOfMemory: the device has no memory left.
@@ -59,10 +61,12 @@ def run_trial(
     device = torch.device(config.resources.device)
     data = split_data(config.data, raw or config.data.load(), device)
     team = Team.here()
+    state = folder / "checkpoint" / "state.safetensors"
+    if not state.exists():
+        check_init(config)
     if team.leads:
         _claim(folder, config)
     team.wait()
-    state = folder / "checkpoint" / "state.safetensors"
     history: list[Metrics] = read_tensors(state)[1]["history"] if state.exists() else []
     yield from enumerate(history, start=1)
     records = None

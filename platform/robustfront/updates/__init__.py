@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from robustfront.updates.base import UPDATES, Update
+from robustfront.updates.base import UPDATES, NewOptimizer, Step, Update
 from robustfront.updates.free import Free
+from robustfront.updates.gradient_projection import GradientProjection
 from robustfront.updates.plain import Plain
 
 if TYPE_CHECKING:
@@ -11,4 +12,13 @@ if TYPE_CHECKING:
 else:
     UpdateField = UPDATES.field()
 
-__all__ = ["UPDATES", "Free", "Plain", "Update", "UpdateField"]
+__all__ = [
+    "UPDATES",
+    "Free",
+    "GradientProjection",
+    "NewOptimizer",
+    "Plain",
+    "Step",
+    "Update",
+    "UpdateField",
+]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
@@ -10,6 +12,14 @@ from torch import Tensor, nn
 
 from robustfront.methods import LossTerms, Method, StepContext
 from robustfront.registry import Component, Registry
+
+Step = Callable[
+    [nn.Module, torch.optim.Optimizer, Method, tuple[Tensor, Tensor], StepContext], LossTerms
+]
+"""What `Update.step` is."""
+
+NewOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+"""An optimiser with the settings of the training, for another model."""
 
 
 class Update(Component):
@@ -21,6 +31,15 @@ class Update(Component):
     def steps_per_batch(self) -> int:
         """How many times it asks for the method's loss."""
         return 1
+
+    @property
+    def own_equivalents(self) -> float:
+        """What it adds to that for each example, in forward passes."""
+        return 0
+
+    def epoch(self, model: nn.Module, new_optimizer: NewOptimizer) -> AbstractContextManager[Step]:
+        """The step for one epoch of the model; what an epoch needs before and after its steps."""
+        return nullcontext(self.step)
 
     @abstractmethod
     def step(
