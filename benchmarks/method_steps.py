@@ -21,7 +21,6 @@ from machine import describe
 
 from robustfront.config import TrialConfig
 from robustfront.methods import METHODS, StepContext
-from robustfront.models import build_model
 from robustfront.randomness import Rng
 
 MIX = {"linf": 0.4, "l2": 0.3, "l1": 0.3}
@@ -49,7 +48,7 @@ def config_of(method: str, model: str) -> TrialConfig:
 def stepper(config: TrialConfig, batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[], float]:
     """A function that makes one step and tells the seconds."""
     torch.manual_seed(0)
-    model = build_model(config.model, (1, 28, 28), 10, (0.13,), (0.31,))
+    model = config.build_model((1, 28, 28), 10, (0.13,), (0.31,))
     model = model.to(memory_format=torch.channels_last)
     optimizer = config.train.optimizer.build(model)
     threat = config.train_threat

@@ -30,7 +30,8 @@ from robustfront.cost import Cost
 from robustfront.data import DataField
 from robustfront.errors import ConfigError, nearest
 from robustfront.methods import METHODS, Method, MethodField, Standard
-from robustfront.models import ModelField
+from robustfront.models import Classifier, ModelField, build_model
+from robustfront.models.conditioned import conditioned
 from robustfront.problems import overlaid, read_mapping, validated
 from robustfront.registry import Component
 from robustfront.threats import Norm, Threat, TrainThreat, eps_text
@@ -259,12 +260,31 @@ class TrialConfig(Component):
                 raise ValueError(f"got {wrong[0]!r}{nearest(wrong[0], known)}")
         return objectives
 
+    def build_model(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Classifier:
+        """A fresh model for its method, in train mode; raises as `models.build_model`.
+
+        Args:
+            mean, std: of each channel; without, images are taken as they are.
+        """
+        mean, std = mean or [0.0] * shape[0], std or [1.0] * shape[0]
+        model = build_model(self.model, shape, classes, mean, std)
+        weight = self.method.condition
+        return model if weight is None else conditioned(model, weight)
+
     @property
     def id(self) -> str:
         """Hash of all values that decide the outcome; where data lie and resources do not."""
         identity = self.model_dump(mode="json", exclude={"resources", "objectives"})
         identity["evaluate"] = {"attack": identity["evaluate"]["attack"]}
         identity["data"].pop("root", None)
+        if self.data.only_classes is None:
+            del identity["data"]["only_classes"]
         if self.init_from is None:
             del identity["init_from"]
         else:

@@ -13,7 +13,6 @@ from robustfront.data import DataSet, split_data
 from robustfront.errors import DataError, RobustfrontError
 from robustfront.executors.choose import local_concurrency
 from robustfront.methods import StepContext
-from robustfront.models import build_model
 from robustfront.randomness import Rng
 from robustfront.search.plan import Plan
 from robustfront.sweep import Sweep, sweep_folders
@@ -98,7 +97,7 @@ def _comparable(theirs: Job, ours: Job) -> bool:
 def _seconds_per_forward(config: TrialConfig, data: DataSet) -> float:
     reset_process(config.resources.cpu, config.seed)
     device = torch.device(config.resources.device)
-    model = build_model(config.model, data.shape, data.classes, data.mean, data.std)
+    model = config.build_model(data.shape, data.classes, data.mean, data.std)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = config.train.optimizer.build(model)
     x, y = data.train.batch(slice(0, config.train.batch_size))

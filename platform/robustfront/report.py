@@ -49,10 +49,23 @@ def show_front(front: Front) -> None:
         f"\n{len(front.members)} of {front.count('finished')} finished trials are on the front, "
         f"hypervolume {front.hypervolume:.4f}; {100 * front.diverged_share:.0f} % diverged."
     )
+    if not front.audits.empty:
+        console.print("\nWhat the method's theory says, validation split:", _audits(front))
     for _, row in front.members[front.members["suspect"].eq(True)].iterrows():
         console.print(f"{row['trial']} is suspect: {row['reason']}", style="yellow", markup=False)
     for problem in front.problems:
         console.print(f"{problem}; no probability for it", style="red", markup=False)
+
+
+def _audits(front: Front) -> Table:
+    """One row a finished trial: its settings, and what its method's audit measured."""
+    table = Table(box=None)
+    shown = front.audits.drop(columns=["number", "seed"])
+    for name in shown.columns:
+        table.add_column(str(name).rpartition(".")[2].replace("_", " "), no_wrap=True)
+    for row in shown.itertuples(index=False):
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    return table
 
 
 def _errors(front: Front, columns: list[str]) -> Table:

@@ -50,7 +50,7 @@ FOLDERS: dict[str, tuple[ModuleType, Any, set[str], int]] = {
     # package, its registry, files that hold no component, least number of components
     "attacks": (attacks, attacks.ATTACKS, {"base", "goals"}, 2),
     "methods": (methods, methods.METHODS, {"base"}, 3),
-    "models": (models, models.MODELS, {"base"}, 6),
+    "models": (models, models.MODELS, {"base", "conditioned"}, 6),
     "data": (data, data.DATA, {"base", "torchvision_sets"}, 6),
     "updates": (updates, updates.UPDATES, {"base"}, 1),
 }
@@ -174,7 +174,7 @@ def test_every_search_space_is_valid_and_used_or_of_a_method(path: Path) -> None
     known = {f"../search_spaces/{path.name}"} & used or {path.stem} & METHODS.classes.keys()
     question = path.stem in ("norm_mix", "optimizer", "sigma")
     assert known or question, "nothing uses it: write a job, or name its question here"
-    methods_of_keys = ["trades"] if any("beta" in key for key in space.keys) else ["pgd_at"]
+    methods_of_keys = ["trades"] if {"method.beta", "method.lambda"} & {*space.keys} else ["pgd_at"]
     for key, values in space.probes():
         method = path.stem if path.stem in METHODS.classes else methods_of_keys[0]
         base = {**TRIAL, "method": {"type": method}}

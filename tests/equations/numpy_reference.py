@@ -69,11 +69,11 @@ def f64(tensor: Tensor) -> Array:
     return array.reshape(len(array), -1) if array.ndim == 4 else array
 
 
-def separated(value: float | Array, *wrong: float | Array) -> bool:
-    """Every wrong variant is 5 % or more away from the value."""
+def separated(value: float | Array, *wrong: float | Array, least: float = 0.05) -> bool:
+    """Every wrong variant is 5 % (or `least`) or more away from the value."""
     value = np.asarray(value)
     gaps = [np.linalg.norm(np.asarray(w) - value) for w in wrong]
-    return min(gaps) >= 0.05 * np.linalg.norm(value)
+    return min(gaps) >= least * np.linalg.norm(value)
 
 
 class Probe(Attack):

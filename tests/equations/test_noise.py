@@ -27,7 +27,7 @@ def passes(monkeypatch):
             )
             return model
 
-        monkeypatch.setattr("robustfront.training.fit.build_model", watched)
+        monkeypatch.setattr("robustfront.config.build_model", watched)
         inner = {} if method == "standard" else {"inner": {"type": "pgd", "steps": INNER}}
         config = TrialConfig.model_validate(
             {

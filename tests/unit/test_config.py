@@ -130,7 +130,7 @@ ONE_PROBLEM: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown type": (
         {"method": {"type": "trade"}},
-        ["method.type: got 'trade'; did you mean 'trades'?", "(allowed: alp, ", ", trades)"],
+        ["method.type: got 'trade'; did you mean 'trades'?", "(allowed: alp, ", ", trades, "],
     ),
     "unknown nested type": (
         {"train": {"optimizer": {"type": "sdg"}}},

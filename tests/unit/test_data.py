@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from robustfront.data import (
     CIFAR10,
@@ -22,6 +23,7 @@ from robustfront.data import (
     ImageFolder,
     RawData,
     Split,
+    load_data,
     split_data,
 )
 from robustfront.errors import ConfigError, DataError
@@ -504,3 +506,32 @@ def test_real_data(data_root, kind):
     assert (len(data.train), len(data.val), len(data.test)) == (10_000, 5000, 10_000)
     x = raw.x_train / np.float32(255)
     assert (x.mean(), x.std()) == pytest.approx((data.mean[0], data.std[0]), abs=6e-5)
+
+
+# -- some of the classes
+
+
+def test_some_classes_get_new_labels_in_the_order_they_are_named():
+    whole = Digits(val_size=100)
+    some = Digits(only_classes=(3, 1), val_size=100)
+    x, y = load_data(some, "test")
+    x_all, y_all = load_data(whole, "test")
+    wanted = (y_all == 3) | (y_all == 1)
+    assert torch.equal(x, x_all[wanted])
+    assert torch.equal(y, (y_all[wanted] == 1).long())
+    assert (some.classes, some.outputs, whole.outputs) == (10, 2, 10)
+    data = split_data(some, some.load(), torch.device("cpu"))
+    assert data.classes == 2
+    assert len(data.val) == 100
+    assert data.train.y.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("chosen", [[], [1], [1, 1], [2, -1], "13"])
+def test_classes_that_are_no_choice_are_refused(chosen):
+    with pytest.raises(ValidationError):
+        Digits(only_classes=chosen)
+
+
+def test_a_class_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"got \[1, 12\], the classes of digits are 0 to 9"):
+        load_data(Digits(only_classes=(1, 12)))

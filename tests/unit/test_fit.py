@@ -139,7 +139,7 @@ def built(monkeypatch) -> list[nn.Module]:
         models.append(build_model(*args))
         return models[-1]
 
-    monkeypatch.setattr("robustfront.training.fit.build_model", watched)
+    monkeypatch.setattr("robustfront.config.build_model", watched)
     return models
 
 
@@ -171,6 +171,8 @@ RESUMED: dict[str, dict[str, Any]] = {
     "bfloat16": {"train__precision": "bfloat16"},
     "fgsm": {"method": {"type": "pgd_at", "inner": {"type": "fgsm"}}},
     "free": {"method": {"type": "standard"}, "update": {"type": "free", "replays": 2}},
+    "once for all": {"method": {"type": "oat", "inner": {"steps": 2}}},
+    "hinge": {"method": {"type": "trades_hinge", "inner": {"steps": 2}}},
     "gradient projection": {"method": {"type": "ramp", "inner": {"steps": 2}}},
     "apgd": {
         "method": {"type": "pgd_at", "inner": {"type": "apgd", "steps": 4, "start": "zero"}},
@@ -295,6 +297,8 @@ SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
         )
     ),
     ({"method__type": "mart"}, {"method__beta": 6}),
+    ({"method__type": "oat"}, {"method__weights": [0, 0.5, 1]}),
+    ({"method__type": "trades_hinge"}, {"method__beta": 0.3}),
     *(
         ({"method__type": "ramp", "train_threat__radii": {"l1": 1}}, change)
         for change in (
@@ -795,3 +799,37 @@ def test_a_finished_trial_run_again_repeats_its_reports_and_trains_no_more(tmp_p
     monkeypatch.setattr(type(config.update), "step", lambda *args: pytest.fail("trained"))
     assert list(run_trial(config, tmp_path)) == first
     assert left(tmp_path) == before
+
+
+# --- after the last epoch ---------------------------------------------------------------------
+
+
+def test_a_conditioned_model_is_measured_at_every_weight_after_its_last_epoch():
+    learner = {"type": "adam", "lr": 0.02}
+    config = trial(
+        method={"type": "oat", "weights": [0, 0.5, 1], "weight": 0.5},
+        train__epochs=12,
+        train__optimizer=learner,
+    )
+    first, *_, last = (report.metrics for report in fit(config))
+    assert not [name for name in first if "/weight_" in name]
+    for name in ("standard_error", "robust_error", "val/robust_error/linf_0.1/pgd2"):
+        at = [last[f"{name}/weight_{weight}"] for weight in ("0", "0.5", "1")]
+        assert at[1] == last[name], "its own point"
+        assert at[0] != at[2]
+    assert last["standard_error/weight_0"] < last["standard_error/weight_1"]
+    assert last["robust_error/weight_0"] > last["robust_error/weight_1"]
+
+
+@pytest.mark.parametrize("batch_size", [7, 500])
+def test_an_audit_is_a_mean_over_the_validation_split_whatever_the_batches(batch_size):
+    config = trial(method={"type": "trades_hinge"}, evaluate__batch_size=batch_size)
+    first, last = (report.metrics for report in fit(config))
+    assert not [name for name in first if "audit" in name]
+    assert last["val/audit/delta_lhs"] == pytest.approx(
+        round(last["val/audit/delta_lhs"] * 60) / 60
+    )
+    whole = [*fit(config.model_copy(update={"evaluate": trial().evaluate}))][-1].metrics
+    for name in ("clean_hinge", "delta_lhs", "delta_rhs", "gap"):
+        assert last[f"val/audit/{name}"] == pytest.approx(whole[f"val/audit/{name}"], rel=1e-5)
+    assert last["val/audit/gap"] >= 0

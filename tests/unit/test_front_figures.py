@@ -327,3 +327,35 @@ def test_the_front_is_known_without_its_pictures() -> None:
         "sys.exit(any(name in sys.modules for name in ('plotly', 'matplotlib', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_trial_measured_at_several_weights_is_drawn_as_a_curve(tmp_path: Path) -> None:
+    trials = make_trials()
+    front = make_front(trials)
+    assert View(front).curves() == []
+    # in no order, and as text: 10 is more than 2
+    for weight, x, y in (("10", 0.09, 0.3), ("0", 0.03, 0.9), ("2", 0.05, 0.5)):
+        trials[f"standard_error/weight_{weight}"] = np.nan
+        trials[f"robust_error/weight_{weight}"] = np.nan
+        trials.loc[3, f"standard_error/weight_{weight}"] = x
+        trials.loc[3, f"robust_error/weight_{weight}"] = y
+    with_curve = make_front(trials)
+    ((series, points),) = View(with_curve).curves()
+    assert series.label == trials["method.type"][3]
+    np.testing.assert_allclose(points, [[3, 90], [5, 50], [9, 30]])
+    assert front_png.render(with_curve) != front_png.render(front)
+    assert f"{series.label} by weight" in front_html.render(with_curve)
+
+
+def test_what_a_theory_says_stands_in_a_table_of_its_own(tmp_path: Path) -> None:
+    trials = make_trials()
+    front = make_front(trials)
+    front.write(tmp_path / "without")
+    assert not (tmp_path / "without" / "audit.csv").exists()
+    trials["val/audit/gap"] = np.where(trials["number"] < 2, 0.25, np.nan)
+    front = make_front(trials)
+    assert list(front.audits.columns) == ["trial", "number", "seed", *PARAMETERS, "gap"]
+    assert sorted(front.audits["number"]) == [0, 1]
+    front.write(tmp_path)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "audit.csv").read_text())))
+    assert [row["gap"] for row in rows] == ["0.25", "0.25"]

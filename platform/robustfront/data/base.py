@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, field_validator
 from torch import Tensor
 
 from robustfront.errors import ConfigError
@@ -81,6 +81,7 @@ class DataConfig(Component, ABC):
         val_size: validation examples, cut from the training data first; None takes a tenth.
         split_seed: of the permutation that the cut is made in.
         augment: what training does to each image; None does nothing.
+        only_classes: the classes that are used, which become 0, 1, ... in this order; None: all.
     """
 
     type: str
@@ -88,6 +89,46 @@ class DataConfig(Component, ABC):
     val_size: PositiveInt | None = None
     split_seed: NonNegativeInt = 0
     augment: Augment | None = None
+    only_classes: tuple[NonNegativeInt, ...] | None = None
+
+    @field_validator("only_classes")
+    @classmethod
+    def _different_classes(cls, chosen: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if chosen is not None and len(set(chosen)) != max(len(chosen), 2):
+            raise ValueError(f"two or more different classes, got {list(chosen)}")
+        return chosen
+
+    @property
+    def outputs(self) -> int:
+        """How many classes a model tells apart."""
+        return self.classes if self.only_classes is None else len(self.only_classes)
+
+    def selected(self, raw: RawData) -> RawData:
+        """The examples of the classes that are used, with their new labels.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        if self.only_classes is None:
+            return raw
+        if max(self.only_classes) >= self.classes:
+            raise ConfigError(
+                "data",
+                [
+                    f"data.only_classes: got {list(self.only_classes)}, the classes of "
+                    f"{self.type} are 0 to {self.classes - 1}"
+                ],
+            )
+        label = np.full(self.classes, -1)
+        label[list(self.only_classes)] = np.arange(len(self.only_classes))
+        train, test = label[raw.y_train], label[raw.y_test]
+        return RawData(
+            raw.x_train[train >= 0],
+            train[train >= 0],
+            raw.x_test[test >= 0],
+            test[test >= 0],
+            raw.scale,
+        )
 
     @abstractmethod
     def load(self) -> RawData:
@@ -183,13 +224,14 @@ class DataSet:
 
 
 def split_data(config: DataConfig, raw: RawData, device: torch.device) -> DataSet:
-    """Cut validation, then training, from a permutation of the training data.
+    """Cut validation, then training, from a permutation of the training data of the classes used.
 
     The permutation depends on the split seed alone, so validation is the same at any training size.
 
     Raises:
         ConfigError: more examples are asked for than there are.
     """
+    raw = config.selected(raw)
     val_size, train_size = _sizes(config, len(raw.y_train))
     source = np.random.Generator(np.random.PCG64(seed_of("split", config.split_seed)))
     order = source.permutation(len(raw.y_train))
@@ -207,7 +249,7 @@ def split_data(config: DataConfig, raw: RawData, device: torch.device) -> DataSe
         val=chosen(val),
         test=Split(_tensor(raw.x_test, device), _tensor(raw.y_test, device), raw.scale),
         shape=config.shape,
-        classes=config.classes,
+        classes=config.outputs,
         mean=mean,
         std=std,
     )

@@ -14,7 +14,6 @@ from robustfront.config import Job
 from robustfront.data import RawData, split_data
 from robustfront.executors.submit import check_submitter
 from robustfront.executors.task import Work
-from robustfront.models import build_model
 
 Kind = Literal["ray", "inline"]
 
@@ -57,7 +56,7 @@ def _checked_data(job: Job) -> RawData:
     """The data, once they are known to be enough and to fit the model."""
     raw = job.data.load()
     data = split_data(job.data, raw, torch.device("cpu"))
-    build_model(job.model, data.shape, data.classes, data.mean, data.std)
+    job.build_model(data.shape, data.classes, data.mean, data.std)
     return raw
 
 

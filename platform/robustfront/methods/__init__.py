@@ -13,10 +13,12 @@ from robustfront.methods.fast_at import FastAT
 from robustfront.methods.mart import MART
 from robustfront.methods.max_at import MaxAT
 from robustfront.methods.msd import MSD
+from robustfront.methods.oat import OAT
 from robustfront.methods.pgd_at import PGDAT
 from robustfront.methods.ramp import RAMP
 from robustfront.methods.standard import Standard
 from robustfront.methods.trades import Trades
+from robustfront.methods.trades_hinge import TradesHinge
 
 if TYPE_CHECKING:
     MethodField = Method
@@ -31,6 +33,7 @@ __all__ = [
     "MART",
     "METHODS",
     "MSD",
+    "OAT",
     "PGDAT",
     "AvgAT",
     "CLPNoise",
@@ -43,5 +46,6 @@ __all__ = [
     "Standard",
     "StepContext",
     "Trades",
+    "TradesHinge",
     "kl_divergence",
 ]

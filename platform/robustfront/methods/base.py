@@ -77,6 +77,16 @@ class Method(Component):
         return ()
 
     @property
+    def condition(self) -> float | None:
+        """The weight that its model is told; None: the model is told nothing."""
+        return None
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        """Weights at which the model is measured after the last epoch, beside that one."""
+        return ()
+
+    @property
     def guard(self) -> Attack | None:
         """A stronger attack that tells after each epoch whether training still makes robust."""
         return None
@@ -87,6 +97,21 @@ class Method(Component):
         It comes back in each step's context (where more may be added), is kept in checkpoints, and
         is averaged over the workers of a trial after each step: its changes must be means over
         examples.
+        """
+        return {}
+
+    def audit(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        attack: Attack,
+        threat: PerturbationSet,
+        rng: Rng,
+    ) -> Mapping[str, Tensor]:
+        """What its theory says of the trained model, by name, of each example (N,).
+
+        Measured after the last epoch on the validation split, within the job's first threat.
         """
         return {}
 

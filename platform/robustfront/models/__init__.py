@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from robustfront.models.base import MODELS, Classifier, ModelConfig, build_model
 from robustfront.models.cnn7 import CNN7
+from robustfront.models.conditioned import given
 from robustfront.models.linear import Linear
 from robustfront.models.mlp import MLP
 from robustfront.models.preact_resnet18 import PreActResNet18
@@ -27,4 +28,5 @@ __all__ = [
     "SmallCNN",
     "WideResNet",
     "build_model",
+    "given",
 ]

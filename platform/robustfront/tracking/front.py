@@ -21,6 +21,7 @@ from robustfront.ledger import ENDS
 from robustfront.search.pareto import hypervolume, non_dominated
 
 _IDENTITY = ("trial", "number", "seed", "state")
+_AUDIT = "val/audit/"
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 
@@ -117,16 +118,19 @@ class Front:
         names = list(self.objectives or (self.x, self.y))
         return rows[names].to_numpy(dtype=float, na_value=np.nan)
 
+    @cached_property
+    def audits(self) -> pd.DataFrame:
+        """What the methods' theory says of finished trials, if anything, by their parameters."""
+        names = [name for name in self.every.columns if name.startswith(_AUDIT)]
+        known = [*_IDENTITY[:3], *self.parameters, *names]
+        rows = self.every.loc[self.every["state"] == "finished", known]
+        rows = rows.dropna(subset=names, how="all") if names else rows[:0]
+        short = {name: name.removeprefix(_AUDIT) for name in names}
+        return rows.sort_values([*self.parameters, "seed"]).rename(columns=short)
+
     def to_csv(self) -> str:
         """The table, errors in full precision, an empty cell where there is no value."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.table.columns)
-        for row in plain_rows(self.table):
-            writer.writerow(
-                json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in row.values()
-            )
-        return out.getvalue()
+        return _csv(self.table)
 
     def to_json(self) -> str:
         """The table and the front as JSON, null where there is no value."""
@@ -143,7 +147,8 @@ class Front:
         return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, folder: Path) -> None:
-        """Writes `pareto.csv`, `.json`, `.png` and `.html`, each whole or not at all."""
+        """Writes `pareto.csv`, `.json`, `.png` and `.html`, each whole or not at all; `audit.csv`
+        where a method's theory says something."""
         from robustfront.tracking import front_html, front_png
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +156,8 @@ class Front:
         write_bytes(folder / "pareto.json", self.to_json().encode())
         write_bytes(folder / "pareto.png", front_png.render(self))
         write_bytes(folder / "pareto.html", front_html.render(self).encode())
+        if not self.audits.empty:
+            write_bytes(folder / "audit.csv", _csv(self.audits).encode())
 
 
 def _insert_interval(table: pd.DataFrame, metric: str) -> None:
@@ -165,6 +172,17 @@ def _insert_interval(table: pd.DataFrame, metric: str) -> None:
     place = list(table.columns).index(metric) + 1
     table.insert(place, f"{metric}_high", bounds[1])
     table.insert(place, f"{metric}_low", bounds[0])
+
+
+def _csv(table: pd.DataFrame) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in plain_rows(table):
+        writer.writerow(
+            json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in row.values()
+        )
+    return out.getvalue()
 
 
 def plain_rows(table: pd.DataFrame) -> list[dict[str, Plain]]:

@@ -95,6 +95,7 @@ def render(front: Front) -> str:
 
 def _figure(view: View) -> go.Figure:
     traces = [] if view.finished.empty else _surfaces(view)
+    traces += [_curve(series, points) for series, points in view.curves()]
     traces += [_trials(view, series) for series in (*view.others(), *view.methods())]
     layout = {
         "template": "none",
@@ -110,6 +111,13 @@ def _figure(view: View) -> go.Figure:
         "annotations": [_nothing_yet()] if view.finished.empty else [],
     }
     return go.Figure({"data": traces, "layout": layout})
+
+
+def _curve(series: Series, points: Points) -> Settings:
+    """A model at several weights."""
+    look = {"mode": "lines+markers", "marker": {"size": 5}, "line": {"width": 1.2}}
+    name = f"{escape(series.label)} by weight"
+    return _line(points, name, **look) | {"marker": {"size": 5, "color": series.colour}}
 
 
 def _axis(axis: Axis) -> Settings:

@@ -43,6 +43,8 @@ def render(front: Front) -> bytes:
     for series in view.others():
         if view.inside(series.rows).any():
             _hollow(axes, view, series)
+    for series, points in view.curves():
+        axes.plot(*points.T, ".-", color=series.colour, linewidth=1, markersize=4, zorder=2.8)
     for series in view.methods():
         _filled(axes, view, series)
     _legend(figure, axes, view)

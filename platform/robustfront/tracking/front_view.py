@@ -135,6 +135,27 @@ class View:
             for index, name in enumerate(sorted(set(names)))
         ]
 
+    def curves(self) -> list[tuple[Series, Points]]:
+        """Errors of models at several weights, for each finished trial that has them."""
+        found = []
+        for series in self.methods():
+            for _, row in series.rows.iterrows():
+                values = row.dropna()
+                weights = [
+                    name.removeprefix(f"{self.x.metric}/weight_")
+                    for name in values.index.astype(str)
+                    if name.startswith(f"{self.x.metric}/weight_")
+                    and not name.endswith(("_low", "_high"))
+                ]
+                ends = [f"/weight_{weight}" for weight in sorted(weights, key=float)]
+                known = [end for end in ends if self.y.metric + end in values]
+                points = [
+                    [values[axis.metric + end] * axis.scale for axis in self.axes] for end in known
+                ]
+                if points:
+                    found.append((series, np.array(points, dtype=float)))
+        return found
+
     def others(self) -> list[Series]:
         """The trials that are no candidates, by state."""
         table = self.front.table

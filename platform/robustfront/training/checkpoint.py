@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from robustfront.config import TrialConfig
 from robustfront.errors import ConfigError, DataError
 from robustfront.files import write_bytes
-from robustfront.models import build_model
 from robustfront.problems import validated
 
 Groups = dict[str, dict[str, Tensor]]
@@ -87,7 +86,7 @@ def write_config(folder: Path, config: TrialConfig) -> None:
 
 def export_model(path: Path, weights: Mapping[str, Tensor], config: TrialConfig) -> None:
     """Weights with the shape and the number of classes that the model was built for."""
-    meta = {"shape": list(config.data.shape), "classes": config.data.classes}
+    meta = {"shape": list(config.data.shape), "classes": config.data.outputs}
     write_tensors(path, {"model": weights}, meta)
 
 
@@ -99,10 +98,7 @@ def load_model(path: str | Path) -> nn.Module:
         ConfigError: its config.json is not a trial's.
     """
     config, weights, meta = _trained(Path(path))
-    channels = meta["shape"][0]
-    model = build_model(
-        config.model, tuple(meta["shape"]), meta["classes"], (0.0,) * channels, (1.0,) * channels
-    )
+    model = config.build_model(tuple(meta["shape"]), meta["classes"])
     load_weights(model, weights, Path(path))
     return model.eval()
 
@@ -124,14 +120,11 @@ def check_init(config: TrialConfig) -> None:
         theirs, weights = trained_weights(Path(config.init_from))
     except (ConfigError, DataError) as error:
         raise ConfigError("init_from", [f"init_from: {error}"]) from None
-    channels = config.data.shape[0]
-    model = build_model(
-        config.model, config.data.shape, config.data.classes, (0.0,) * channels, (1.0,) * channels
-    )
+    model = config.build_model(config.data.shape, config.data.outputs)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         mine, other = (
-            f"{which.model.type} for {which.data.classes} classes of {which.data.shape}"
+            f"{which.model.type} for {which.data.outputs} classes of {which.data.shape}"
             for which in (config, theirs)
         )
         problem = f"init_from: holds a {other}, this job trains a {mine} (or other sizes of it)"

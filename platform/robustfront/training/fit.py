@@ -21,7 +21,7 @@ from robustfront.errors import DataError, Diverged
 from robustfront.evaluation.evaluate import measure
 from robustfront.evaluation.records import Records
 from robustfront.methods import StepContext
-from robustfront.models import build_model
+from robustfront.models.conditioned import given
 from robustfront.randomness import Key, Rng, generator, seed_of
 from robustfront.threats import Threat
 from robustfront.training.checkpoint import (
@@ -92,7 +92,7 @@ def fit(
         run.epoch = epoch + 1
         records = run.measure_val()
         cost = run.cost(trained - started, time.perf_counter() - trained)
-        metrics = run.summarise(records) | means | run.guarded() | cost
+        metrics = run.summarise(records) | means | run.guarded() | run.concluded() | cost
         run.history.append(metrics)
         yield EpochReport(run.epoch, metrics, records, run.save)
 
@@ -147,7 +147,7 @@ class _Run:
     @classmethod
     def start(cls, config: TrialConfig, data: DataSet, device: torch.device) -> _Run:
         torch.manual_seed(seed_of(config.seed, "init"))
-        model: nn.Module = build_model(config.model, data.shape, data.classes, data.mean, data.std)
+        model: nn.Module = config.build_model(data.shape, data.classes, data.mean, data.std)
         team = Team.here()
         model = team.join(model)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -292,6 +292,36 @@ class _Run:
         error = records.errors("train")["robust_error"]
         lowest = min([error, *(epoch["train/guard_error"] for epoch in self.history)])
         return {"train/guard_error": error, "collapsed": float(error - lowest > COLLAPSE)}
+
+    def concluded(self) -> Metrics:
+        """After the last epoch: errors at other weights of the model, and what its theory says."""
+        if self.epoch < self.config.train.epochs:
+            return {}
+        found: Metrics = {}
+        for weight in self.config.method.curve:
+            with given(self.measured, weight):
+                errors = self.measure_val().errors("val")
+            found |= {f"{name}/weight_{weight:g}": e for name, e in errors.items() if "_er" in name}
+        return found | self._audited()
+
+    def _audited(self) -> Metrics:
+        """Means of what the method's audit says of each validation example."""
+        mine, config = self.data.val.part(self.team.share(len(self.data.val))), self.config
+        size, rng = config.evaluate.batch_size, Rng(("evaluate", "val", "audit"), mine.start)
+        values: dict[str, list[float]] = {}
+        for first in range(0, len(mine), size):
+            rows = torch.arange(first, min(first + size, len(mine)))
+            x, y = mine.batch(rows.to(self.device))
+            attack, threat = config.evaluate.attack, config.threat[0]
+            found = config.method.audit(self.measured, x, y, attack, threat, rng.rows(rows))
+            for name, each in found.items():
+                values.setdefault(name, []).extend(each.tolist())
+        parts: list[dict[str, list[float]]] = self.team.gather(values)
+        return {
+            f"val/audit/{name}": math.fsum(v for part in parts for v in part[name])
+            / len(self.data.val)
+            for name in parts[0]
+        }
 
     def summarise(self, records: Records) -> Metrics:
         """This epoch's errors, the best epoch's, and the selected ones under the short names."""
