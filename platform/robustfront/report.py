@@ -31,7 +31,8 @@ def show_front(front: Front) -> None:
         console.print(f"{front.name}: no finished trial with {front.x} and {front.y} yet")
         return
     names = [str(name) for name in front.members.columns]
-    tested = [n for n in names if n.startswith("test/") and not n.endswith(("_low", "_high"))]
+    tested = [n for n in names if n.startswith("test/") and is_error(n)]
+    tested = [name for name in tested if not name.endswith(("_low", "_high"))]
     title = f"{front.name}: {front.subtitle}; errors in % with 95 % intervals over examples"
     errors: list[str | Table] = [title, _errors(front, [front.x, front.y])]
     if others := [name for name in tested if name not in (front.x, front.y)]:

@@ -11,7 +11,7 @@ from torch import nn
 from robustfront.attacks import FGSM, PGD
 from robustfront.data import Split
 from robustfront.errors import ConfigError, DataError
-from robustfront.evaluation.evaluate import evaluate, measure
+from robustfront.evaluation.evaluate import evaluate, measure, transfer_error
 from robustfront.evaluation.metrics import mistakes
 from robustfront.evaluation.records import Records
 from robustfront.threats import Threat
@@ -245,3 +245,43 @@ def test_the_layout_of_a_model_s_weights_is_as_it_was_and_predictions_too():
     assert net[0].weight.data_ptr() == weight.data_ptr()
     assert net[0].weight.stride() == before
     np.testing.assert_array_equal(records.plain, plain)
+
+
+def test_a_union_over_any_threats_comes_from_the_records():
+    label = np.zeros(6, dtype=int)
+    plain = np.array([1, 0, 0, 0, 0, 0])
+    attacked = {
+        "linf_0.1/pgd20": np.array([1, 1, 0, 0, 0, 0]),
+        "linf_0.1/square": np.array([1, 0, 1, 0, 0, 0]),
+        "l2_1/pgd20": np.array([1, 0, 0, 1, 0, 0]),
+        "l1_5/pgd20": np.array([1, 0, 0, 0, 1, 0]),
+    }
+    records = Records(label, plain, attacked)
+    assert records.union(["linf_0.1"]).tolist() == [1, 1, 1, 0, 0, 0]
+    assert records.union(["linf_0.1/pgd20", "l1_5"]).tolist() == [1, 1, 0, 0, 1, 0]
+    assert records.union([]).tolist() == [1, 0, 0, 0, 0, 0]
+    assert records.union().tolist() == [1, 1, 1, 1, 1, 0]
+    with pytest.raises(ConfigError, match="got 'l2'; did you mean 'l2_1'"):
+        records.union(["l2"])
+
+
+def test_examples_of_a_model_fool_itself_and_a_twin_but_not_one_that_looks_elsewhere():
+    torch.manual_seed(0)
+    x, y = torch.rand(60, 1, 2, 2) * 0.4 + 0.3, torch.arange(60) % 2
+
+    def net(pixel):
+        # looks at one pixel, whose value tells the class
+        linear = torch.nn.Linear(4, 2)
+        with torch.no_grad():
+            linear.weight.zero_()
+            linear.weight[:, pixel] = torch.tensor([-1.0, 1.0])
+            linear.bias.copy_(torch.tensor([0.5, -0.5]))
+        return torch.nn.Sequential(torch.nn.Flatten(), linear)
+
+    for pixel in (0, 1):
+        x.flatten(1)[:, pixel] = torch.where(y == 1, 0.58, 0.42)
+    threat, split = Threat(norm="l2", eps="1/10"), Split(x, y, 1.0)
+    first, twin, other = net(0), net(0), net(1)
+    assert transfer_error(first, first, split, threat, ("t",)) == 1
+    assert transfer_error(first, twin, split, threat, ("t",), batch_size=7) == 1
+    assert transfer_error(first, other, split, threat, ("t",)) == 0

@@ -359,3 +359,21 @@ def test_what_a_theory_says_stands_in_a_table_of_its_own(tmp_path: Path) -> None
     front.write(tmp_path)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "audit.csv").read_text())))
     assert [row["gap"] for row in rows] == ["0.25", "0.25"]
+
+
+def test_how_far_examples_carry_over_is_a_table_and_a_map(tmp_path: Path) -> None:
+    trials = make_trials()
+    front = make_front(trials)
+    assert front.transfer.empty
+    first, second = list(front.members["trial"])[:2]
+    column = trials["trial"]
+    for source, errors in ((first, (0.5, 0.2)), (second, (0.1, 0.4)), ("nobody", (0.3, 0.3))):
+        name = f"test/transfer/linf_0.1/{source}"
+        trials[name] = column.map(dict(zip((first, second), errors, strict=True)))
+    front = make_front(trials)
+    found = front.transfer.set_index(["source", "target"])["error"].to_dict()
+    expected = {(first, first): 0.5, (first, second): 0.2}
+    assert found == expected | {(second, first): 0.1, (second, second): 0.4}
+    front.write(tmp_path)
+    assert (tmp_path / "transfer.png").read_bytes().startswith(PNG)
+    assert len((tmp_path / "transfer.csv").read_text().splitlines()) == 5

@@ -13,6 +13,7 @@ from robustfront.models import build_model
 from robustfront.threats import Threat
 from robustfront.training.checkpoint import read_tensors
 from robustfront.training.fit import fit
+from robustfront.training.trial import stronger_siblings
 
 THREATS = [Threat(norm="linf", eps="1/10"), Threat(norm="l2", eps="1/2"), Threat(norm="l1", eps=2)]
 EXAMPLES = 150
@@ -112,3 +113,10 @@ def test_a_search_without_gradients_that_is_better_is_named(honest):
     found = reasons(Reversed(model), split, THREATS[0], AutoAttack())
     assert any("Square Attack fools" in reason for reason in found), found
     assert any("stay right where every input is allowed" in reason for reason in found), found
+
+
+def test_examples_of_a_sibling_that_fool_more_often_than_the_own_are_told():
+    errors = {"mine": 0.30, "weaker": 0.25, "about the same": 0.305, "stronger": 0.42}
+    (reason,) = stronger_siblings("linf_0.1", errors, "mine")
+    expected = "linf_0.1: examples of stronger fool 42.0 %, those by its own gradients 30.0 %"
+    assert reason == expected

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robustfront.attacks import ATTACKS, Attack, Misclassification, eval_mode
+from robustfront.attacks import ATTACKS, PGD, Attack, Misclassification, eval_mode
 from robustfront.data import Split
 from robustfront.errors import ConfigError, DataError, Diverged, nearest
 from robustfront.evaluation.progress import Progress
@@ -74,6 +74,28 @@ def measuring(
                 yield
             progress.finish(name, number)
             yield
+
+
+def transfer_error(
+    source: nn.Module,
+    target: nn.Module,
+    split: Split,
+    threat: Threat,
+    key: Key,
+    batch_size: int = 500,
+) -> float:
+    """Share of examples that the target gets wrong plainly or at what PGD-20 finds on the source.
+
+    Raises:
+        Diverged: the target's logits are not finite.
+    """
+    wrong, attack = 0, PGD(steps=20)
+    rng = Rng((*key, threat.name), split.start)
+    for rows in torch.split(torch.arange(len(split)), batch_size):
+        x, y = split.batch(rows.to(split.y.device))
+        x_adv = attack(source, x, Misclassification(y), threat, rng.rows(rows))
+        wrong += int(((_predict(target, x) != y) | (_predict(target, x_adv) != y)).sum())
+    return wrong / len(split)
 
 
 def _attacked(

@@ -22,7 +22,7 @@ from robustfront.evaluation.records import Records
 from robustfront.randomness import Key
 from robustfront.threats import Threat
 
-_POINT = 0.01  # by how much a stronger search may be worse
+POINT = 0.01  # by how much a stronger search may be worse
 _SLOW = 0.025  # by how much a longer one may be better: on 200 examples 0.01 says little
 _BLACK_BOX = 0.002  # by how much a search without gradients may be better
 _UNEQUAL = 1e-4  # relative distance between two outputs for the same input
@@ -97,7 +97,7 @@ def _ranks(subject: _Subject, suite: Records) -> Iterator[str]:
     errors["the suite"] = float(suite.mistakes("val")["robust_error"].mean())
     names = list(errors)
     for weak, strong in zip(names, names[1:], strict=False):
-        if errors[weak] > errors[strong] + _POINT:
+        if errors[weak] > errors[strong] + POINT:
             yield (
                 f"{weak} finds more errors than {strong} "
                 f"({100 * errors[weak]:.1f} % and {100 * errors[strong]:.1f} %)"
@@ -109,7 +109,7 @@ def _radii(subject: _Subject) -> Iterator[str]:
     attack, factors = PGD(steps=20), (0, 0.5, 1, 2, 4)
     errors = [subject.error(attack, subject.threat.scaled(factor)) for factor in factors]
     for at, (less, more) in enumerate(zip(errors, errors[1:], strict=False)):
-        if less > more + _POINT:
+        if less > more + POINT:
             yield (
                 f"fewer errors at {factors[at + 1]:g} eps ({100 * more:.1f} %) than at "
                 f"{factors[at]:g} eps ({100 * less:.1f} %)"
@@ -118,7 +118,7 @@ def _radii(subject: _Subject) -> Iterator[str]:
     chance = np.bincount(labels).max() / len(labels)
     whole = subject.threat.model_copy(update={"eps": _everything(subject)})
     left = 1 - subject.error(attack, whole)
-    if left > chance + _POINT:
+    if left > chance + POINT:
         yield f"{100 * left:.1f} % stay right where every input is allowed"
 
 

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from robustfront.errors import DataError
+from robustfront.errors import ConfigError, DataError, nearest
 from robustfront.evaluation import metrics
 
 # What np.load and the archive raise on a file that is not what it seems.
@@ -73,6 +73,23 @@ class Records:
             f"{split}/standard_error": standard,
             **long,
         }
+
+    def union(self, threats: Sequence[str] | None = None) -> np.ndarray:
+        """Which examples are wrong plainly or under any attack within some threats, (N,) bool.
+
+        Args:
+            threats: names such as `linf_8_255`, or with an attack `linf_8_255/pgd20`; None: all.
+
+        Raises:
+            ConfigError: a threat that was not measured.
+        """
+        known = [*dict.fromkeys(name.partition("/")[0] for name in self.attacked), *self.attacked]
+        chosen = list(self.attacked) if threats is None else list(threats)
+        if wrong := [name for name in chosen if name not in known]:
+            problems = [f"got {name!r}{nearest(name, known)}" for name in wrong]
+            raise ConfigError("threats", problems)
+        within = [n for n in self.attacked if n in chosen or n.partition("/")[0] in chosen]
+        return metrics.mistakes(self.label, self.plain, [self.attacked[name] for name in within])
 
     def errors(self, split: str) -> dict[str, float]:
         """Every error by its name, and the number of examples."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,10 +93,12 @@ class Driver:
             return self._task("train", trial)
         if self._training:
             return "wait"
-        for member in self.front():
+        front = self.front()
+        for member in front:
             if not member.test and member.id not in self._asked:
                 self._asked.add(member.id)
-                return self._task("measure", member.id)
+                siblings = tuple(other.id for other in front if other is not member)
+                return replace(self._task("measure", member.id), siblings=siblings)
         self.complete = True
         return "done"
 

@@ -11,6 +11,7 @@ from robustfront.config import Final, Job
 from robustfront.errors import StorageError
 from robustfront.executors.task import Message, Task
 from robustfront.ledger import Event, Ledger, SweepState
+from robustfront.search.members import members
 
 
 class Remeasurement:
@@ -52,7 +53,9 @@ class Remeasurement:
         config["resources"] = {**self.job.resources.model_dump(mode="json"), "workers": 1}
         if config["resources"]["gpu"] == "auto":
             config["resources"]["gpu"] = 1.0
-        return Task("measure", trial, config, str(self.folder / "trials" / trial))
+        front = members(self.state.trials.values(), self.job)
+        siblings = tuple(member.id for member in front if member.id != trial)
+        return Task("measure", trial, config, str(self.folder / "trials" / trial), siblings)
 
     def started(self, task: Task) -> None:
         """Nothing to write down."""

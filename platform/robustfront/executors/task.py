@@ -21,12 +21,15 @@ class Task:
     Args:
         config: the trial's resolved configuration.
         folder: the trial's folder, the same on every machine.
+        siblings: other members of the front, whose adversarial examples are tried on a trial that
+            is measured.
     """
 
     kind: Literal["train", "measure"]
     trial: str
     config: dict[str, Any]
     folder: str
+    siblings: tuple[str, ...] = ()
 
 
 class Work(Protocol):

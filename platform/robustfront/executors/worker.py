@@ -16,7 +16,9 @@ from robustfront.training.trial import (
     measure_final,
     records_of_test,
     run_trial,
+    stronger_siblings,
     suspicions,
+    transferred,
 )
 
 
@@ -40,6 +42,9 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
             errors = records.errors("test")
             measured = {name: error for name, error in errors.items() if "/" in name}
             reasons = list(suspicions(config, folder, raw))
+            for threat, errors in transferred(config, folder, task.siblings, raw).items():
+                measured |= {f"test/transfer/{threat}/{name}": e for name, e in errors.items()}
+                reasons += stronger_siblings(threat, errors, folder.name)
             yield {"measured": measured, "suspect": reasons}
     except Diverged as error:
         yield {"end": "diverged", "reason": str(error)}

@@ -22,6 +22,7 @@ from robustfront.search.pareto import hypervolume, non_dominated
 
 _IDENTITY = ("trial", "number", "seed", "state")
 _AUDIT = "val/audit/"
+_TRANSFER = "test/transfer/"
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 
@@ -128,6 +129,20 @@ class Front:
         short = {name: name.removeprefix(_AUDIT) for name in names}
         return rows.sort_values([*self.parameters, "seed"]).rename(columns=short)
 
+    @cached_property
+    def transfer(self) -> pd.DataFrame:
+        """How often examples of one member fool another: threat, source, target, error; may be
+        empty."""
+        rows = [
+            {"threat": threat, "source": source, "target": trial, "error": error}
+            for name in self.every.columns
+            if name.startswith(_TRANSFER)
+            for threat, source in [name.removeprefix(_TRANSFER).split("/")]
+            for trial, error in zip(self.members["trial"], self.members[name], strict=True)
+            if source in {*self.members["trial"]} and pd.notna(error)
+        ]
+        return pd.DataFrame(rows, columns=["threat", "source", "target", "error"])
+
     def to_csv(self) -> str:
         """The table, errors in full precision, an empty cell where there is no value."""
         return _csv(self.table)
@@ -148,8 +163,9 @@ class Front:
 
     def write(self, folder: Path) -> None:
         """Writes `pareto.csv`, `.json`, `.png` and `.html`, each whole or not at all; `audit.csv`
-        where a method's theory says something."""
-        from robustfront.tracking import front_html, front_png
+        where a method's theory says something, `transfer.csv` and `.png` where it is known how far
+        adversarial examples carry over."""
+        from robustfront.tracking import front_html, front_png, transfer_png
 
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "pareto.csv", self.to_csv().encode())
@@ -158,6 +174,9 @@ class Front:
         write_bytes(folder / "pareto.html", front_html.render(self).encode())
         if not self.audits.empty:
             write_bytes(folder / "audit.csv", _csv(self.audits).encode())
+        if not self.transfer.empty:
+            write_bytes(folder / "transfer.csv", _csv(self.transfer).encode())
+            write_bytes(folder / "transfer.png", transfer_png.render(self))
 
 
 def _insert_interval(table: pd.DataFrame, metric: str) -> None:

@@ -158,7 +158,7 @@ class Shipper:
             runs.status(trial, event)
         if event.kind in (*ENDS, "restarted"):
             self._ship_front(runs, event)
-        if trial.ended:
+        if trial.ended:  # also when it has been measured
             self._front_due = True
 
     def _ship_front(self, runs: _Runs, event: Event) -> None:

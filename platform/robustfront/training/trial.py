@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,8 +24,8 @@ from robustfront.attacks import Attack
 from robustfront.config import TrialConfig, load_trial
 from robustfront.data import DataSet, RawData, Split, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
-from robustfront.evaluation.evaluate import measure, measuring, stages_of
-from robustfront.evaluation.gates import masking
+from robustfront.evaluation.evaluate import measure, measuring, stages_of, transfer_error
+from robustfront.evaluation.gates import POINT, masking
 from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records
 from robustfront.files import write_bytes
@@ -163,6 +163,44 @@ def suspicions(config: TrialConfig, folder: Path, raw: RawData | None = None) ->
         key, batch_size = ("evaluate", "test"), config.evaluate.batch_size
         for reason in masking(model, test.first(few), threat, suite, key, batch_size):
             yield f"{threat.name}: {reason}"
+
+
+def transferred(
+    config: TrialConfig, folder: Path, siblings: Sequence[str], raw: RawData | None = None
+) -> dict[str, dict[str, float]]:
+    """How often adversarial examples of other trials of a sweep fool this one.
+
+    By threat and trial, this one among them: the share of the first `evaluate.gates` test examples
+    that this model gets wrong plainly or at what PGD-20 finds on that trial's model.
+
+    Raises:
+        DataError: a checkpoint or the data cannot be read.
+    """
+    if config.evaluate.gates is None or not siblings:
+        return {}
+    model, test = _model_and_test(config, folder, raw)
+    few, size = test.first(config.evaluate.gates), config.evaluate.batch_size
+    sources = {
+        name: _selected(folder.parent / name, few.x.device) for name in (folder.name, *siblings)
+    }
+    key = ("evaluate", "test", "transfer")
+    return {
+        threat.name: {
+            name: transfer_error(source, model, few, threat, key, size)
+            for name, source in sources.items()
+        }
+        for threat in config.threat
+    }
+
+
+def stronger_siblings(threat: str, errors: Mapping[str, float], own: str) -> Iterator[str]:
+    """What speaks for masked gradients: another model's examples fool more often than the own."""
+    for name, error in errors.items():
+        if error > errors[own] + POINT:
+            yield (
+                f"{threat}: examples of {name} fool {100 * error:.1f} %, "
+                f"those by its own gradients {100 * errors[own]:.1f} %"
+            )
 
 
 def records_of_test(folder: Path, attack: Attack) -> Path:
