@@ -37,6 +37,7 @@ from robustfront.registry import Component
 from robustfront.threats import Norm, Threat, TrainThreat, eps_text
 from robustfront.training.optimizers import SGD, OptimizerField
 from robustfront.training.schedules import Constant, EpsRamp, ScheduleField
+from robustfront.unseen import Unseen, UnseenField
 from robustfront.updates import Plain, UpdateField
 
 GUARDED = 512  # training examples on which a method's guard looks for a collapse
@@ -96,9 +97,18 @@ class Evaluate(Component):
 
     attack: AttackField = PGD(steps=20)
     final: Final = Final()
+    unseen: tuple[UnseenField, ...] = ()  # perturbations to try the members of the front with too
     gates: PositiveInt | None = 200  # examples of the checks for masked gradients; null: none
     certify: None = None
     batch_size: PositiveInt = 500
+
+    @field_validator("unseen")
+    @classmethod
+    def _different_names(cls, unseen: tuple[Unseen, ...]) -> tuple[Unseen, ...]:
+        names = [one.name for one in unseen]
+        if len(set(names)) < len(names):
+            raise ValueError(f"given twice ({', '.join(names)})")
+        return unseen
 
 
 def _share_or_auto(value: Any) -> Any:

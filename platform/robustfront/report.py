@@ -23,6 +23,8 @@ from robustfront.sweep import Sweep
 from robustfront.tracking.front import Front, is_error
 from robustfront.tracking.shipper import store_uri
 
+_COLUMNS = 4  # errors side by side, for a terminal of 80 columns
+
 
 def show_front(front: Front) -> None:
     """The members of a front as tables that fit a terminal: their errors, their settings."""
@@ -35,8 +37,10 @@ def show_front(front: Front) -> None:
     tested = [name for name in tested if not name.endswith(("_low", "_high"))]
     title = f"{front.name}: {front.subtitle}; errors in % with 95 % intervals over examples"
     errors: list[str | Table] = [title, _errors(front, [front.x, front.y])]
-    if others := [name for name in tested if name not in (front.x, front.y)]:
-        errors += ["\nThe same trials on the test split:", _errors(front, others)]
+    others = [name for name in tested if name not in (front.x, front.y)]
+    for first in range(0, len(others), _COLUMNS):
+        title = "\nThe same trials on the test split:" if first == 0 else ""
+        errors += [title, _errors(front, others[first : first + _COLUMNS])]
     settings = Table(box=None)
     settings.add_column("trial", no_wrap=True)
     for head in ("on the front", "passes, time", "configuration"):

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import robustfront
-from robustfront import attacks, data, methods, models, updates
+from robustfront import attacks, data, methods, models, unseen, updates
 from robustfront.config import TrialConfig
 from robustfront.methods import METHODS
 from robustfront.problems import overlaid, read_mapping
@@ -53,6 +53,7 @@ FOLDERS: dict[str, tuple[ModuleType, Any, set[str], int]] = {
     "models": (models, models.MODELS, {"base", "conditioned"}, 6),
     "data": (data, data.DATA, {"base", "torchvision_sets"}, 6),
     "updates": (updates, updates.UPDATES, {"base"}, 1),
+    "unseen": (unseen, unseen.UNSEEN, {"base"}, 3),
 }
 
 

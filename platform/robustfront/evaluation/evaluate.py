@@ -16,6 +16,7 @@ from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records
 from robustfront.randomness import Key, Rng
 from robustfront.threats import Threat
+from robustfront.unseen import Unseen
 
 
 def measure(
@@ -74,6 +75,26 @@ def measuring(
                 yield
             progress.finish(name, number)
             yield
+
+
+def measure_changed(
+    model: nn.Module, split: Split, unseen: Sequence[Unseen], key: Key, batch_size: int = 500
+) -> Records:
+    """Predictions of the model, plain and under perturbations other than balls.
+
+    Raises:
+        Diverged: the logits are not finite.
+    """
+    parts = []
+    for rows in torch.split(torch.arange(len(split)), batch_size):
+        x, y = split.batch(rows.to(split.y.device))
+        plain = _predict(model, x).cpu().numpy()
+        attacked = {}
+        for one in unseen:
+            rng = Rng((*key, one.name), split.start).rows(rows)
+            attacked[one.name] = _predict(model, one(model, x, y, rng)).cpu().numpy()
+        parts.append(Records(y.cpu().numpy(), plain, attacked))
+    return Records.joined(parts)
 
 
 def transfer_error(

@@ -146,5 +146,6 @@ def _black_box(subject: _Subject) -> Iterator[str]:
     """What Square Attack fools has been fooled with gradients."""
     with_gradients = subject.mistakes(PGD(steps=100)) | subject.mistakes(APGD(steps=100))
     alone = subject.mistakes(Square(queries=500)) & ~with_gradients
-    if alone.mean() > _BLACK_BOX:
+    # A single example may be chance: one of 200 is more than the tolerance.
+    if alone.sum() > max(1, _BLACK_BOX * len(alone)):
         yield f"Square Attack fools {100 * alone.mean():.1f} points that gradients do not"

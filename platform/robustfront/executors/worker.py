@@ -14,6 +14,7 @@ from robustfront.evaluation.records import Records
 from robustfront.executors.task import Message, Task
 from robustfront.training.trial import (
     measure_final,
+    measure_unseen,
     records_of_test,
     run_trial,
     stronger_siblings,
@@ -41,6 +42,7 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
             records = Records.load(records_of_test(folder, config.evaluate.final.attack))
             errors = records.errors("test")
             measured = {name: error for name, error in errors.items() if "/" in name}
+            measured |= measure_unseen(config, folder, raw)
             reasons = list(suspicions(config, folder, raw))
             for threat, errors in transferred(config, folder, task.siblings, raw).items():
                 measured |= {f"test/transfer/{threat}/{name}": e for name, e in errors.items()}

@@ -4,6 +4,7 @@ config.json                    all values, resolved
 report.jsonl                   one line an epoch
 records.npz                    predictions of the selected model on the validation split
 test-<attack>.npz              the same on the test split, once they are asked for
+test-unseen.npz                the same under perturbations that nobody trained against
 checkpoint/config.json         the same as above: this folder alone rebuilds the model
 checkpoint/last.safetensors    weights after the last epoch
 checkpoint/best.safetensors    weights of the epoch with the lowest robust error
@@ -24,7 +25,13 @@ from robustfront.attacks import Attack
 from robustfront.config import TrialConfig, load_trial
 from robustfront.data import DataSet, RawData, Split, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
-from robustfront.evaluation.evaluate import measure, measuring, stages_of, transfer_error
+from robustfront.evaluation.evaluate import (
+    measure,
+    measure_changed,
+    measuring,
+    stages_of,
+    transfer_error,
+)
 from robustfront.evaluation.gates import POINT, masking
 from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records
@@ -144,6 +151,27 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
     key, batch_size = ("evaluate", "test"), config.evaluate.batch_size
     for _ in measuring(model, test, config.threat, final.attack, key, batch_size, progress):
         yield progress.share
+
+
+def measure_unseen(
+    config: TrialConfig, folder: Path, raw: RawData | None = None
+) -> dict[str, float]:
+    """Robust errors within the perturbations of `evaluate.unseen`, by name.
+
+    On the same examples as `measure_final`; predictions go to `test-unseen.npz`.
+
+    Raises:
+        DataError: the checkpoint or the data cannot be read.
+    """
+    if not config.evaluate.unseen:
+        return {}
+    model, test = _model_and_test(config, folder, raw)
+    examples, size = config.evaluate.final.examples, config.evaluate.batch_size
+    test = test if examples is None else test.first(examples)
+    records = measure_changed(model, test, config.evaluate.unseen, ("evaluate", "test"), size)
+    write_bytes(folder / "test-unseen.npz", records.to_bytes())
+    named = {one.name: f"test/robust_error/{one.name}" for one in config.evaluate.unseen}
+    return {metric: float(records.union([name]).mean()) for name, metric in named.items()}
 
 
 def suspicions(config: TrialConfig, folder: Path, raw: RawData | None = None) -> Iterator[str]:
