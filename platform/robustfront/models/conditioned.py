@@ -118,8 +118,8 @@ def given(
 
     Args:
         weight: for all examples, or one each (N,).
-        adversarial: which batch norms are used; None: those for adversarial inputs unless the
-            weight is 0.
+        adversarial: which batch norms are used; None: those for adversarial inputs unless all
+            weights are 0.
 
     Raises:
         TypeError: the model is not conditioned.
@@ -131,7 +131,7 @@ def given(
     before = condition.value, condition.adversarial
     values = weight if isinstance(weight, Tensor) else before[0].new_tensor([weight])
     condition.value = values
-    condition.adversarial = bool(weight) if adversarial is None else adversarial
+    condition.adversarial = bool((values > 0).any()) if adversarial is None else adversarial
     try:
         yield
     finally:
