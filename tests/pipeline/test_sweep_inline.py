@@ -182,10 +182,12 @@ def test_the_members_of_the_front_and_no_others_are_measured_on_the_test_split(
 
 
 def test_examples_of_every_member_are_tried_on_every_other(elsewhere: Path) -> None:
-    space = {"train_threat.eps": {"choice": [0.0, 0.05, 0.3]}}
-    search = {"sampler": "grid", "trials": 3, "scheduler": None}
-    train = {"epochs": 12, "batch_size": 32, "optimizer": {"type": "sgd", "lr": 0.3}}
-    job = write_job(elsewhere, search_space=space, search=search, train=train)
+    space = {"method.type": {"choice": ["standard", "pgd_at"]}}
+    search = {"sampler": "grid", "trials": 2, "scheduler": None}
+    train = {"epochs": 15, "batch_size": 32, "optimizer": {"type": "adam", "lr": 0.01}}
+    method = {"type": "pgd_at", "inner": {"steps": 3}}
+    changes = {"search_space": space, "search": search, "train": train, "method": method}
+    job = write_job(elsewhere, **changes)
     front = rf.run(job, executor="inline").front_view("val")
     names = set(front.members["trial"])
     assert len(names) >= 2
