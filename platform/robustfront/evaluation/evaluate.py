@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from robustfront.attacks import ATTACKS, PGD, Attack, Misclassification, eval_mode
 from robustfront.data import Split
 from robustfront.errors import ConfigError, DataError, Diverged, nearest
+from robustfront.evaluation.metrics import mistakes
 from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records
 from robustfront.randomness import Key, Rng
@@ -58,18 +61,14 @@ def measuring(
 ) -> Iterator[None]:
     """As `measure`, yielding after each batch of a stage; goes on where `progress` stands."""
     every = torch.arange(len(split))
-
-    def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return split.batch(rows.to(split.y.device))
-
-    plainly = _batches(every, batch_size, lambda rows: _predict(model, batch(rows)[0]))
+    plainly = _batches(every, batch_size, partial(_plainly, model, split))
     for rows, found in plainly:
         progress.plain[rows] = found
     for threat, name in zip(threats, stages_of(threats, attack), strict=True):
         rng = Rng((*key, threat.name, attack.name), split.start)
         for number, stage in enumerate(attack.stages(threat)):
             standing = progress.standing(name, number) if threat.eps else every[:0]
-            predict = partial(_attacked, model, batch, stage, threat, rng.child(stage.name))
+            predict = partial(_attacked, model, split, stage, threat, rng.child(stage.name))
             for rows, found in _batches(standing, batch_size, predict):
                 progress.note(name, rows, found, number)
                 yield
@@ -85,16 +84,16 @@ def measure_changed(
     Raises:
         Diverged: the logits are not finite.
     """
-    parts = []
-    for rows in torch.split(torch.arange(len(split)), batch_size):
-        x, y = split.batch(rows.to(split.y.device))
-        plain = _predict(model, x).cpu().numpy()
-        attacked = {}
-        for one in unseen:
-            rng = Rng((*key, one.name), split.start).rows(rows)
-            attacked[one.name] = _predict(model, one(model, x, y, rng)).cpu().numpy()
-        parts.append(Records(y.cpu().numpy(), plain, attacked))
-    return Records.joined(parts)
+
+    def changed(one: Unseen, rows: Tensor) -> Tensor:
+        rng = Rng((*key, one.name), split.start).rows(rows)
+        return _predict(model, one(model, *_batch(split, rows), rng))
+
+    return Records(
+        split.y.cpu().numpy(),
+        _every(split, batch_size, partial(_plainly, model, split)),
+        {one.name: _every(split, batch_size, partial(changed, one)) for one in unseen},
+    )
 
 
 def transfer_error(
@@ -110,25 +109,36 @@ def transfer_error(
     Raises:
         Diverged: the target's logits are not finite.
     """
-    wrong, attack = 0, PGD(steps=20)
-    rng = Rng((*key, threat.name), split.start)
-    for rows in torch.split(torch.arange(len(split)), batch_size):
-        x, y = split.batch(rows.to(split.y.device))
-        x_adv = attack(source, x, Misclassification(y), threat, rng.rows(rows))
-        wrong += int(((_predict(target, x) != y) | (_predict(target, x_adv) != y)).sum())
-    return wrong / len(split)
+    attack, rng = PGD(steps=20), Rng((*key, threat.name), split.start)
+
+    def attacked(rows: Tensor) -> Tensor:
+        x, y = _batch(split, rows)
+        return _predict(target, attack(source, x, Misclassification(y), threat, rng.rows(rows)))
+
+    plain = _every(split, batch_size, partial(_plainly, target, split))
+    found = _every(split, batch_size, attacked)
+    return float(mistakes(split.y.cpu().numpy(), plain, [found]).mean())
+
+
+def _batch(split: Split, rows: Tensor) -> tuple[Tensor, Tensor]:
+    return split.batch(rows.to(split.y.device))
+
+
+def _plainly(model: nn.Module, split: Split, rows: Tensor) -> Tensor:
+    """Predictions for some examples as they are."""
+    return _predict(model, _batch(split, rows)[0])
 
 
 def _attacked(
     model: nn.Module,
-    batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+    split: Split,
     attack: Attack,
     threat: Threat,
     rng: Rng,
     rows: Tensor,
 ) -> Tensor:
     """Predictions for some examples under an attack."""
-    x, y = batch(rows)
+    x, y = _batch(split, rows)
     return _predict(model, attack(model, x, Misclassification(y), threat, rng.rows(rows)))
 
 
@@ -147,6 +157,14 @@ def _batches(
             batch_size //= 2
             continue
         first += batch_size
+
+
+def _every(
+    split: Split, batch_size: int, predict: Callable[[Tensor], Tensor]
+) -> npt.NDArray[np.int64]:
+    """Predictions for all examples of a split, (N,)."""
+    parts = [found for _, found in _batches(torch.arange(len(split)), batch_size, predict)]
+    return torch.cat(parts).numpy()
 
 
 def evaluate(

@@ -97,15 +97,10 @@ def load_model(path: str | Path) -> nn.Module:
         DataError: no such folder, or unreadable weights.
         ConfigError: its config.json is not a trial's.
     """
-    config, weights, meta = _trained(Path(path))
+    config, weights, meta = read_trained(Path(path))
     model = config.build_model(tuple(meta["shape"]), meta["classes"])
     load_weights(model, weights, Path(path))
     return model.eval()
-
-
-def trained_weights(path: Path) -> tuple[TrialConfig, dict[str, Tensor]]:
-    """The configuration and the selected weights of a finished trial; raises as `load_model`."""
-    return _trained(path)[:2]
 
 
 def check_init(config: TrialConfig) -> None:
@@ -117,7 +112,7 @@ def check_init(config: TrialConfig) -> None:
     if config.init_from is None:
         return
     try:
-        theirs, weights = trained_weights(Path(config.init_from))
+        theirs, weights, _ = read_trained(Path(config.init_from))
     except (ConfigError, DataError) as error:
         raise ConfigError("init_from", [f"init_from: {error}"]) from None
     model = config.build_model(config.data.shape, config.data.outputs)
@@ -131,8 +126,9 @@ def check_init(config: TrialConfig) -> None:
         raise ConfigError("init_from", [problem])
 
 
-def _trained(folder: Path) -> tuple[TrialConfig, dict[str, Tensor], Any]:
-    """Configuration, selected weights, and what the model was built for."""
+def read_trained(folder: Path) -> tuple[TrialConfig, dict[str, Tensor], Any]:
+    """Configuration and selected weights of a finished trial, and what its model was built for;
+    raises as `load_model`."""
     if (folder / "checkpoint").is_dir():
         folder = folder / "checkpoint"
     config_file = folder / "config.json"

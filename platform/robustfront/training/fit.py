@@ -28,8 +28,8 @@ from robustfront.training.checkpoint import (
     load_weights,
     optimizer_state,
     read_tensors,
+    read_trained,
     restore_optimizer,
-    trained_weights,
     write_tensors,
 )
 from robustfront.training.determinism import reset_process
@@ -382,7 +382,7 @@ class _Run:
         Raises:
             DataError: there are none, or they belong to another architecture.
         """
-        weights = trained_weights(folder)[1]
+        _, weights, _ = read_trained(folder)
         for model in (self.model, self.average):
             if model is not None:
                 load_weights(model, weights, folder)
