@@ -21,6 +21,7 @@ from robustfront.attacks.base import (
 from robustfront.attacks.goals import DifferenceOfLogitsRatio, Goal
 from robustfront.randomness import Rng
 from robustfront.threats import Mixture, PerturbationSet, Threat
+from robustfront.threats.balls import bracket
 
 RandomOrZero = Literal["random", "zero"]
 
@@ -271,9 +272,9 @@ class _Sparse:
     def move(self, x_adv: Tensor, grad: Tensor) -> Tensor:
         """The next iterate."""
         steepness = grad.flatten(1).abs()
-        last = (self.count.long() - 1).clamp(0, steepness.shape[1] - 1)
-        least = steepness.sort(dim=1, descending=True).values.gather(1, last[:, None])
-        direction = torch.sign(grad) * (steepness >= least).view_as(grad)
+        fewer = (self.count.long() - 1).clamp(min=0)[:, None]
+        least, _ = bracket(lambda t: (steepness > t).sum(1, keepdim=True), steepness, fewer)
+        direction = torch.sign(grad) * (steepness > least).view_as(grad)
         length = direction.flatten(1).abs().sum(1).clamp(min=1)
         size = _wide(self.size * float(self.ball.eps) / length)
         return self.ball.project(x_adv + size * direction, self.x)

@@ -80,4 +80,6 @@ class Langevin(Attack):
     def _noise(self, x: Tensor, rng: Rng) -> Tensor:
         if self.noise == "gaussian":
             return rng.normal(x)
-        return rng.exponential(x) * torch.sign(rng.uniform(x) - 0.5)
+        # by the inverse of its distribution function: one draw a pixel, and no infinity
+        centred = rng.uniform(x) - 0.5
+        return -torch.sign(centred) * torch.log1p((-2 * centred.abs()).clamp(min=-1 + 1e-7))

@@ -56,8 +56,7 @@ class FiLM(nn.Module):
         """Features (N, C) or (N, C, H, W)."""
         scale, shift = self.net(self._condition[0].waves).chunk(2, dim=1)
         shape = (len(scale), -1, *[1] * (h.dim() - 2))
-        moved: Tensor = h * (1 + scale.view(shape)) + shift.view(shape)
-        return moved
+        return torch.addcmul(shift.view(shape), h, 1 + scale.view(shape))
 
 
 class DualNorm(nn.Module):
