@@ -98,6 +98,7 @@ class Evaluate(Component):
     attack: AttackField = PGD(steps=20)
     final: Final = Final()
     unseen: tuple[UnseenField, ...] = ()  # perturbations to try the members of the front with too
+    corruptions: str | None = None  # folder of corrupted test images, as CIFAR-10-C
     gates: PositiveInt | None = 200  # examples of the checks for masked gradients; null: none
     certify: None = None
     batch_size: PositiveInt = 500
@@ -531,7 +532,14 @@ def default_scheduler(job: Job) -> MoAsha | None:
 
 
 # Keys that hold paths: relative to the file they stand in, or to the current folder after --set.
-_PATHS = (("data", "root"), ("data", "path"), ("init_from",), ("search_space",), ("storage",))
+_PATHS = (
+    ("data", "root"),
+    ("data", "path"),
+    ("evaluate", "corruptions"),
+    ("init_from",),
+    ("search_space",),
+    ("storage",),
+)
 
 
 def absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from robustfront.data.arrays import Arrays
 from robustfront.data.base import DATA, Augment, DataConfig, DataSet, RawData, Split, split_data
 from robustfront.data.cifar10 import CIFAR10
+from robustfront.data.corrupted import Corrupted
 from robustfront.data.digits import Digits
 from robustfront.data.fashion_mnist import FashionMNIST
 from robustfront.data.image_folder import ImageFolder
@@ -61,6 +62,7 @@ __all__ = [
     "MNIST",
     "Arrays",
     "Augment",
+    "Corrupted",
     "DataConfig",
     "DataField",
     "DataSet",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfront.attacks import ATTACKS, PGD, Attack, Misclassification, eval_mode
-from robustfront.data import Split
+from robustfront.data import Corrupted, Split
 from robustfront.errors import ConfigError, DataError, Diverged, nearest
 from robustfront.evaluation.metrics import mistakes
 from robustfront.evaluation.progress import Progress
@@ -61,9 +61,7 @@ def measuring(
 ) -> Iterator[None]:
     """As `measure`, yielding after each batch of a stage; goes on where `progress` stands."""
     every = torch.arange(len(split))
-    plainly = _batches(every, batch_size, partial(_plainly, model, split))
-    for rows, found in plainly:
-        progress.plain[rows] = found
+    _note_plain(model, split, batch_size, progress)
     for threat, name in zip(threats, stages_of(threats, attack), strict=True):
         rng = Rng((*key, threat.name, attack.name), split.start)
         for number, stage in enumerate(attack.stages(threat)):
@@ -84,16 +82,51 @@ def measure_changed(
     Raises:
         Diverged: the logits are not finite.
     """
+    progress = Progress(split.y, dict.fromkeys([one.name for one in unseen], 1))
+    for _ in measuring_changed(model, split, unseen, key, batch_size, progress):
+        pass
+    return progress.records
+
+
+def measuring_changed(
+    model: nn.Module,
+    split: Split,
+    unseen: Sequence[Unseen],
+    key: Key,
+    batch_size: int,
+    progress: Progress,
+) -> Iterator[None]:
+    """As `measure_changed`, yielding after each batch; goes on where `progress` stands."""
 
     def changed(one: Unseen, rows: Tensor) -> Tensor:
         rng = Rng((*key, one.name), split.start).rows(rows)
         return _predict(model, one(model, *_batch(split, rows), rng))
 
-    return Records(
-        split.y.cpu().numpy(),
-        _every(split, batch_size, partial(_plainly, model, split)),
-        {one.name: _every(split, batch_size, partial(changed, one)) for one in unseen},
-    )
+    _note_plain(model, split, batch_size, progress)
+    for one in unseen:
+        standing = progress.standing(one.name, 0)
+        for rows, found in _batches(standing, batch_size, partial(changed, one)):
+            progress.note(one.name, rows, found, 0)
+            yield
+        progress.finish(one.name, 0)
+        yield
+
+
+def measure_corrupted(
+    model: nn.Module, corrupted: Corrupted, device: torch.device, batch_size: int = 500
+) -> dict[str, float]:
+    """Standard error under each corruption, all severities together, by its name.
+
+    Raises:
+        DataError: a file cannot be read.
+        Diverged: the logits are not finite.
+    """
+    errors = {}
+    for name in corrupted.names:
+        split = corrupted.read(name, device)
+        found = _every(split, batch_size, partial(_plainly, model, split))
+        errors[name] = float((found != split.y.cpu().numpy()).mean())
+    return errors
 
 
 def transfer_error(
@@ -122,6 +155,12 @@ def transfer_error(
 
 def _batch(split: Split, rows: Tensor) -> tuple[Tensor, Tensor]:
     return split.batch(rows.to(split.y.device))
+
+
+def _note_plain(model: nn.Module, split: Split, batch_size: int, progress: Progress) -> None:
+    every = torch.arange(len(split))
+    for rows, found in _batches(every, batch_size, partial(_plainly, model, split)):
+        progress.plain[rows] = found
 
 
 def _plainly(model: nn.Module, split: Split, rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 
 from robustfront.config import Job
-from robustfront.data import RawData, split_data
+from robustfront.data import Corrupted, RawData, split_data
 from robustfront.executors.submit import check_submitter
 from robustfront.executors.task import Work
 
@@ -55,6 +55,8 @@ def make_executor(kind: Kind, job: Job, folder: Path, address: str | None) -> Ex
 def _checked_data(job: Job) -> RawData:
     """The data, once they are known to be enough and to fit the model."""
     raw = job.data.load()
+    if job.evaluate.corruptions is not None:
+        Corrupted(Path(job.evaluate.corruptions), job.data)
     data = split_data(job.data, raw, torch.device("cpu"))
     job.build_model(data.shape, data.classes, data.mean, data.std)
     return raw

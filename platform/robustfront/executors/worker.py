@@ -13,6 +13,7 @@ from robustfront.errors import ConfigError, DataError, Diverged, is_full
 from robustfront.evaluation.records import Records
 from robustfront.executors.task import Message, Task
 from robustfront.training.trial import (
+    corruption_errors,
     measure_final,
     measure_unseen,
     records_of_test,
@@ -20,6 +21,7 @@ from robustfront.training.trial import (
     stronger_siblings,
     suspicions,
     transferred,
+    unseen_errors,
 )
 
 
@@ -37,17 +39,7 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
             for epoch, metrics in run_trial(config, folder, raw):
                 yield {"epoch": epoch, "metrics": metrics}
         else:
-            for share in measure_final(config, folder, raw):
-                yield {"share": share}
-            records = Records.load(records_of_test(folder, config.evaluate.final.attack))
-            errors = records.errors("test")
-            measured = {name: error for name, error in errors.items() if "/" in name}
-            measured |= measure_unseen(config, folder, raw)
-            reasons = list(suspicions(config, folder, raw))
-            for threat, errors in transferred(config, folder, task.siblings, raw).items():
-                measured |= {f"test/transfer/{threat}/{name}": e for name, e in errors.items()}
-                reasons += stronger_siblings(threat, errors, folder.name)
-            yield {"measured": measured, "suspect": reasons}
+            yield from _measured(task, config, raw)
     except Diverged as error:
         yield {"end": "diverged", "reason": str(error)}
     except (ConfigError, DataError) as error:
@@ -61,6 +53,24 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
         yield {"end": "crashed", "reason": f"{story.strip().splitlines()[-1]} (see {folder})"}
     else:
         yield {"end": "finished", "reason": ""}
+
+
+def _measured(task: Task, config: TrialConfig, raw: RawData | None) -> Iterator[Message]:
+    """Everything that is known of members of the front only."""
+    folder = Path(task.folder)
+    for share in measure_final(config, folder, raw):
+        yield {"share": share}
+    records = Records.load(records_of_test(folder, config.evaluate.final.attack))
+    errors = records.errors("test")
+    measured = {name: error for name, error in errors.items() if "/" in name}
+    for share in measure_unseen(config, folder, raw):
+        yield {"share": share}
+    measured |= unseen_errors(config, folder) | corruption_errors(config, folder)
+    reasons = list(suspicions(config, folder, raw))
+    for threat, by_source in transferred(config, folder, task.siblings, raw).items():
+        measured |= {f"test/transfer/{threat}/{name}": e for name, e in by_source.items()}
+        reasons += stronger_siblings(threat, by_source, folder.name)
+    yield {"measured": measured, "suspect": reasons}
 
 
 def _try_to_write(path: Path, text: str) -> None:

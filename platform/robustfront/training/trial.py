@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from robustfront.attacks import Attack
 from robustfront.config import TrialConfig, load_trial
-from robustfront.data import DataSet, RawData, Split, split_data
+from robustfront.data import Corrupted, DataSet, RawData, Split, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
 from robustfront.evaluation.evaluate import (
     measure,
-    measure_changed,
+    measure_corrupted,
     measuring,
+    measuring_changed,
     stages_of,
     transfer_error,
 )
@@ -155,23 +156,55 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
 
 def measure_unseen(
     config: TrialConfig, folder: Path, raw: RawData | None = None
-) -> dict[str, float]:
-    """Robust errors within the perturbations of `evaluate.unseen`, by name.
+) -> Iterator[float]:
+    """The same within the perturbations of `evaluate.unseen`, on the same examples.
 
-    On the same examples as `measure_final`; predictions go to `test-unseen.npz`.
+    Predictions go to `test-unseen.npz`, from which a later call goes on.
 
     Raises:
         DataError: the checkpoint or the data cannot be read.
     """
-    if not config.evaluate.unseen:
-        return {}
+    unseen = config.evaluate.unseen
+    if not unseen:
+        return
     model, test = _model_and_test(config, folder, raw)
     examples, size = config.evaluate.final.examples, config.evaluate.batch_size
     test = test if examples is None else test.first(examples)
-    records = measure_changed(model, test, config.evaluate.unseen, ("evaluate", "test"), size)
-    write_bytes(folder / "test-unseen.npz", records.to_bytes())
+    said = _identity(config, model) + json.dumps([one.model_dump(mode="json") for one in unseen])
+    stages = dict.fromkeys([one.name for one in unseen], 1)
+    progress = Progress(test.y, stages, folder / "test-unseen.npz", said)
+    for _ in measuring_changed(model, test, unseen, ("evaluate", "test"), size, progress):
+        yield progress.share
+
+
+def unseen_errors(config: TrialConfig, folder: Path) -> dict[str, float]:
+    """What `measure_unseen` has found: robust errors on the test split, by metric.
+
+    Raises:
+        DataError: it has not been called, or its file is damaged.
+    """
+    if not config.evaluate.unseen:
+        return {}
+    records = Records.load(folder / "test-unseen.npz")
     named = {one.name: f"test/robust_error/{one.name}" for one in config.evaluate.unseen}
     return {metric: float(records.union([name]).mean()) for name, metric in named.items()}
+
+
+def corruption_errors(config: TrialConfig, folder: Path) -> dict[str, float]:
+    """Standard errors on the images of `evaluate.corruptions`, by metric, and their mean.
+
+    Raises:
+        DataError: the checkpoint or the images cannot be read.
+    """
+    if config.evaluate.corruptions is None:
+        return {}
+    device = torch.device(config.resources.device)
+    corrupted = Corrupted(Path(config.evaluate.corruptions), config.data)
+    model, size = _selected(folder, device), config.evaluate.batch_size
+    errors = measure_corrupted(model, corrupted, device, size)
+    mean = sum(errors.values()) / len(errors)
+    named = {f"test/corruption_error/{name}": error for name, error in errors.items()}
+    return {"test/corruption_error": mean, **named}
 
 
 def suspicions(config: TrialConfig, folder: Path, raw: RawData | None = None) -> Iterator[str]:

@@ -4,12 +4,27 @@ from typing import TYPE_CHECKING
 
 from robustfront.unseen.base import UNSEEN, Unseen
 from robustfront.unseen.elastic import Elastic
+from robustfront.unseen.fog import Fog
+from robustfront.unseen.gabor import Gabor
+from robustfront.unseen.jpeg import JPEG
 from robustfront.unseen.patch import Patch
 from robustfront.unseen.rotation_translation import RotationTranslation
+from robustfront.unseen.snow import Snow
 
 if TYPE_CHECKING:
     UnseenField = Unseen
 else:
     UnseenField = UNSEEN.field()
 
-__all__ = ["UNSEEN", "Elastic", "Patch", "RotationTranslation", "Unseen", "UnseenField"]
+__all__ = [
+    "JPEG",
+    "UNSEEN",
+    "Elastic",
+    "Fog",
+    "Gabor",
+    "Patch",
+    "RotationTranslation",
+    "Snow",
+    "Unseen",
+    "UnseenField",
+]

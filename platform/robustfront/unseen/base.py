@@ -87,6 +87,14 @@ def moved(x: Tensor, flow: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+def filtered(fields: Tensor, kernels: Tensor) -> Tensor:
+    """Each field (N, 1, H, W) convolved with its own kernel (N, 1, odd, odd), 0 outside."""
+    reach = kernels.shape[2] // 2
+    return F.conv2d(fields.transpose(0, 1), kernels, padding=reach, groups=len(fields)).transpose(
+        0, 1
+    )
+
+
 def ascended(
     model: nn.Module,
     change: Tensor,
