@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         StorageError,
         TrialError,
     )
+    from robustfront.evaluation.certify import bounds, certify
     from robustfront.evaluation.evaluate import evaluate
     from robustfront.sweep import Sweep, run
     from robustfront.training.checkpoint import load_model
@@ -35,6 +36,8 @@ _HOMES = {
     "StorageError": "errors",
     "TrialError": "errors",
     "Sweep": "sweep",
+    "bounds": "evaluation.certify",
+    "certify": "evaluation.certify",
     "evaluate": "evaluation.evaluate",
     "load_data": "data",
     "load_model": "training.checkpoint",
@@ -54,6 +57,8 @@ __all__ = [
     "Sweep",
     "TrialConfig",
     "TrialError",
+    "bounds",
+    "certify",
     "evaluate",
     "load_data",
     "load_model",

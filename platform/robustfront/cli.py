@@ -157,6 +157,31 @@ def evaluate(
 
 
 @app.command()
+def certify(
+    name: Name,
+    trial: Annotated[
+        str | None, typer.Option(metavar="ID", help="One finished trial, not the front.")
+    ] = None,
+    certifier: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="ibp, crown, ...; else the job's, or the cascade."),
+    ] = None,
+    address: Address = None,
+    executor: Annotated[
+        Literal["ray", "inline"] | None,
+        typer.Option(help="By default the one the sweep began with."),
+    ] = None,
+) -> None:
+    """Prove robustness of the front's members on the test split, example by example."""
+    from robustfront import report, sweep
+
+    done, verifier, trials = sweep.certify(name, trial, certifier, executor, address)
+    report.show_certified(done, verifier, trials)
+    if done.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def validate(job: JobFile, settings: Settings = None) -> None:
     """Every problem of a job file; if there is none, the plan and what it will cost."""
     from robustfront import report

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from robustfront.attacks import ATTACKS, PGD, Attack, AttackField
+from robustfront.certifiers import CertifierField
 from robustfront.cost import Cost
 from robustfront.data import DataField
 from robustfront.errors import ConfigError, nearest
@@ -70,6 +71,7 @@ class Final(Component):
 
     attack: AttackField = PGD(steps=50, restarts=5)
     examples: PositiveInt | None = 1000  # the first ones; null: the whole split
+    certify: CertifierField | None = None  # a tighter certifier than evaluate.certify
 
     @model_validator(mode="before")
     @classmethod
@@ -100,7 +102,7 @@ class Evaluate(Component):
     unseen: tuple[UnseenField, ...] = ()  # perturbations to try the members of the front with too
     corruptions: str | None = None  # folder of corrupted test images, as CIFAR-10-C
     gates: PositiveInt | None = 200  # examples of the checks for masked gradients; null: none
-    certify: None = None
+    certify: CertifierField | None = None  # certified errors after each epoch; see final.certify
     batch_size: PositiveInt = 500
 
     @field_validator("unseen")
@@ -159,12 +161,15 @@ def _as_list(raw: Any) -> Any:
     return raw if isinstance(raw, list | tuple) else [raw]
 
 
-def _metric_names(threats: Sequence[Threat], attack: str) -> list[str]:
+def _metric_names(threats: Sequence[Threat], evaluate: Evaluate) -> list[str]:
     """The errors that every epoch report carries."""
-    names = [f"val/robust_error/{threat.name}/{attack}" for threat in threats]
-    if len(names) > 1:
-        names.append(f"val/robust_error/union/{attack}")
-    return ["standard_error", "robust_error", "val/standard_error", *names]
+    sets = [threat.name for threat in threats] + ["union"] * (len(threats) > 1)
+    names = [f"val/robust_error/{name}/{evaluate.attack.name}" for name in sets]
+    short = ["standard_error", "robust_error"]
+    if evaluate.certify is not None:
+        names += [f"val/certified_error/{name}/{evaluate.certify.name}" for name in sets]
+        short.append("certified_error")
+    return [*short, "val/standard_error", *names]
 
 
 class TrialConfig(Component):
@@ -249,6 +254,18 @@ class TrialConfig(Component):
                 )
         return method
 
+    @field_validator("smoothing", "resources")
+    @classmethod
+    def _model_itself(cls, value: Any, info: ValidationInfo) -> Any:
+        """Methods that look at layers get the model, not something around it."""
+        method = info.data.get("method")
+        if method is not None and method.looks_inside:
+            if isinstance(value, Smoothing) and value.sigma:
+                raise ValueError(f"sigma: got {value.sigma:g}, {method.type} trains without noise")
+            if isinstance(value, Resources) and value.workers > 1:
+                raise ValueError(f"workers: got {value.workers}, {method.type} has one worker only")
+        return value
+
     @field_validator("threat")
     @classmethod
     def _different_threats(cls, threats: tuple[Threat, ...]) -> tuple[Threat, ...]:
@@ -265,7 +282,7 @@ class TrialConfig(Component):
         if len(set(objectives)) < len(objectives):
             raise ValueError("one is given twice")
         if "threat" in info.data and "evaluate" in info.data:
-            known = _metric_names(info.data["threat"], info.data["evaluate"].attack.name)
+            known = _metric_names(info.data["threat"], info.data["evaluate"])
             wrong = [name for name in objectives if name not in known]
             if wrong:
                 raise ValueError(f"got {wrong[0]!r}{nearest(wrong[0], known)}")
@@ -292,7 +309,10 @@ class TrialConfig(Component):
     def id(self) -> str:
         """Hash of all values that decide the outcome; where data lie and resources do not."""
         identity = self.model_dump(mode="json", exclude={"resources", "objectives"})
-        identity["evaluate"] = {"attack": identity["evaluate"]["attack"]}
+        measured = {"attack": identity["evaluate"]["attack"]}
+        if self.evaluate.certify is not None:
+            measured["certify"] = identity["evaluate"]["certify"]
+        identity["evaluate"] = measured
         identity["data"].pop("root", None)
         if self.data.only_classes is None:
             del identity["data"]["only_classes"]

@@ -145,6 +145,24 @@ def show_measured(sweep: Sweep, attack: str, trials: Sequence[str]) -> None:
         console.print(problem, style="red", markup=False, soft_wrap=True)
 
 
+def show_certified(sweep: Sweep, verifier: str, trials: Sequence[str]) -> None:
+    """The errors of some trials on the test split that a certifier leaves."""
+    console = Console(highlight=False)
+    threats = [threat.name for threat in sweep.job.threat]
+    names = [*threats, "union"] if len(threats) > 1 else threats
+    title = f"{sweep.name}: {verifier}, test split; errors in % with 95 % intervals over examples"
+    table = Table("trial", title=title, box=None, title_justify="left")
+    for name in names:
+        table.add_column(f"certified error {name.replace('_', ' ')}")
+    for trial in trials:
+        test = sweep.state.trials[trial].test
+        found = [test.get(f"test/certified_error/{name}/{verifier}") for name in names]
+        table.add_row(trial, *[_with_interval(error, test) for error in found])
+    console.print(table)
+    for problem in sweep.problems:
+        console.print(problem, style="red", markup=False, soft_wrap=True)
+
+
 def _with_interval(error: float | None, test: Mapping[str, float]) -> str:
     if error is None:
         return ""

@@ -8,16 +8,17 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
 
 from robustfront.attacks import ATTACKS
+from robustfront.certifiers import CERTIFIERS, Cascade
 from robustfront.config import Final, Job
 from robustfront.errors import ConfigError, DataError, nearest
 from robustfront.evaluation.records import Records
@@ -201,26 +202,83 @@ def remeasure(
         ConfigError: no such suite or trial, or a sweep that is running.
         DataError: no such sweep, or data that cannot be read.
     """
+
+    def settings(job: Job) -> tuple[Final, str]:
+        final = _final(job, suite)
+        return final, final.attack.name
+
+    return _again(sweep, "measure", trial, settings, executor, address)
+
+
+def certify(
+    sweep: str | Path,
+    trial: str | None = None,
+    certifier: str | None = None,
+    executor: Kind | None = None,
+    address: str | None = None,
+) -> tuple[Sweep, str, list[str]]:
+    """Certify the members of a sweep's front, or one trial, on the test split.
+
+    Args:
+        trial: the id of a finished trial, or how it begins.
+        certifier: its name, with its defaults; None: the job's, or else `cascade`.
+        executor: None takes the one the sweep was started with.
+
+    Returns:
+        The sweep afterwards, the name of the certifier, and the ids of the trials.
+
+    Raises:
+        ConfigError: no such certifier or trial, or a sweep that is running.
+        DataError: no such sweep, or data that cannot be read.
+    """
+
+    def settings(job: Job) -> tuple[Final, str]:
+        final = _with_certifier(job, certifier)
+        assert final.certify is not None
+        return final, final.certify.name
+
+    return _again(sweep, "certify", trial, settings, executor, address)
+
+
+def _again(
+    sweep: str | Path,
+    kind: Literal["measure", "certify"],
+    trial: str | None,
+    settings: Callable[[Job], tuple[Final, str]],
+    executor: Kind | None,
+    address: str | None,
+) -> tuple[Sweep, str, list[str]]:
+    """Do something with members of the front; `settings` says with what, and its name."""
     folder = find(sweep)
     with _only_driver(folder), closing(Ledger.open(folder)) as ledger:
         state = SweepState.of(ledger.read())
         job = check(state.job, str(folder / "job.yaml")).job
-        final = _final(job, suite)
+        final, name = settings(job)
         trials = _chosen(job, state, trial)
         hands = make_executor(executor or state.executor, job, folder, address)
         shipper = Shipper(folder, job)
         shipper.start()
         wait = 5.0
         try:
-            with Shares(trials, final.attack.name) as shares:
-                work = Remeasurement(folder, ledger, job, trials, final, shares.tell)
+            with Shares(trials, name) as shares:
+                work = Remeasurement(folder, ledger, job, trials, final, kind, shares.tell)
                 hands.run(work)
             wait = 90.0
         finally:
             hands.close()
             pending = shipper.close(wait)
     after = Sweep(folder, work.state, pending, tuple(work.problems))
-    return after, final.attack.name, trials
+    return after, name, trials
+
+
+def _with_certifier(job: Job, name: str | None) -> Final:
+    """The job's final suite with the certifier of that name."""
+    known, final = job.evaluate.final.certify or job.evaluate.certify, job.evaluate.final
+    if name is None:
+        return final.model_copy(update={"certify": known or Cascade()})
+    if name not in CERTIFIERS.classes:
+        raise ConfigError("--certifier", [f"got {name!r}{nearest(name, [*CERTIFIERS.classes])}"])
+    return final.model_copy(update={"certify": CERTIFIERS.classes[name]()})
 
 
 def _final(job: Job, suite: str | None) -> Final:

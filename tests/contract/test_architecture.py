@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import robustfront
-from robustfront import attacks, data, methods, models, unseen, updates
+from robustfront import attacks, certifiers, data, methods, models, unseen, updates
 from robustfront.config import TrialConfig
 from robustfront.methods import METHODS
 from robustfront.problems import overlaid, read_mapping
@@ -49,10 +49,11 @@ def test_platform_is_still_the_standard_library_s() -> None:
 FOLDERS: dict[str, tuple[ModuleType, Any, set[str], int]] = {
     # package, its registry, files that hold no component, least number of components
     "attacks": (attacks, attacks.ATTACKS, {"base", "goals"}, 2),
-    "methods": (methods, methods.METHODS, {"base"}, 3),
+    "methods": (methods, methods.METHODS, {"base", "bounding"}, 3),
     "models": (models, models.MODELS, {"base", "conditioned"}, 6),
     "data": (data, data.DATA, {"base", "corrupted", "torchvision_sets"}, 6),
     "updates": (updates, updates.UPDATES, {"base"}, 1),
+    "certifiers": (certifiers, certifiers.CERTIFIERS, {"base", "propagation", "relaxation"}, 5),
     "unseen": (unseen, unseen.UNSEEN, {"base"}, 3),
 }
 
@@ -103,6 +104,16 @@ def test_a_component_is_named_described_and_goes_through_json_and_pickle(name: s
     assert pickle.loads(pickle.dumps(component)) == component
     with pytest.raises(ValueError, match="frozen"):
         component.type = "other"  # type: ignore[attr-defined]
+
+
+def test_one_module_alone_imports_auto_lirpa() -> None:
+    sources = (ROOT / "platform").rglob("*.py")
+    assert [p.stem for p in sources if 'import_module("auto_LiRPA' in p.read_text()] == [
+        "relaxation"
+    ]
+    assert not [
+        p for p in (ROOT / "platform").rglob("*.py") if "import auto_LiRPA" in p.read_text()
+    ]
 
 
 # -- methods: two files more for each
@@ -173,7 +184,7 @@ def test_every_search_space_is_valid_and_used_or_of_a_method(path: Path) -> None
     assert space.sample(0).keys() <= set(space.keys)
     used = {yaml.safe_load(job.read_text()).get("search_space") for job in JOBS}
     known = {f"../search_spaces/{path.name}"} & used or {path.stem} & METHODS.classes.keys()
-    question = path.stem in ("norm_mix", "optimizer", "sigma")
+    question = path.stem in ("certified_front_cifar", "norm_mix", "optimizer", "sigma")
     assert known or question, "nothing uses it: write a job, or name its question here"
     methods_of_keys = ["trades"] if {"method.beta", "method.lambda"} & {*space.keys} else ["pgd_at"]
     for key, values in space.probes():

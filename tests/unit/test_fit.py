@@ -153,6 +153,16 @@ RESUMED: dict[str, dict[str, Any]] = {
     "augmentation": {"data__augment": {"crop": 1, "flip": True}},
     "noise": {"smoothing__sigma": 0.25, "method": {"type": "standard"}},
     "trades": {"method": {"type": "trades", "beta": 2, "inner": {"steps": 2}}},
+    "bounds": {
+        "model": {"type": "cnn7", "width": 2},
+        "method": {"type": "ibp"},
+        "train__eps_ramp": {"end": 2},
+        "evaluate__certify": {"type": "ibp"},
+    },
+    "two norms": {
+        "method": {"type": "cure", "inner": {"steps": 2}},
+        "threat": [{"norm": "linf", "eps": "1/10"}, {"norm": "l2", "eps": "1/2"}],
+    },
     "mart": {"method": {"type": "mart", "inner": {"steps": 2}}},
     "guarded": {"method": {"type": "fast_at"}},
     "drawn norms": {
@@ -236,6 +246,7 @@ STANDARD = {"method": {"type": "standard"}}
 TRADES = {"method": {"type": "trades", "beta": 3, "inner": {"steps": 2, "start": "uniform"}}}
 DALE = {"method": {"type": "dale", "dual_lr": 0.1, "inner": {"type": "langevin", "steps": 2}}}
 MIX = {"train_threat__mix": {"linf": 0.5, "l1": 0.5}}
+IBP = {"method": {"type": "ibp"}}
 SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     *(
         ({}, change)
@@ -347,6 +358,14 @@ SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"train__schedule": {"type": "one_cycle"}}, {"train__schedule__peak": 0.5}),
     ({"train__schedule": {"type": "one_cycle"}}, {"train__schedule__start": 0.2}),
     ({"train__eps_ramp": {"end": 2}}, {"train__eps_ramp__start": 1}),
+    ({"train__eps_ramp": {"end": 2}}, {"train__eps_ramp__shape": "smooth"}),
+    *(
+        (
+            {"method": {"type": "ibp"}, "train__eps_ramp": {"end": 3}},
+            {"method": {"type": "ibp", **change}},
+        )
+        for change in ({"kappa": 0.5}, {"regularise": 0}, {"l1": 0.1}, {"fast_init": False})
+    ),
 ]
 NO_WEIGHT_DEPENDS_ON = {"train.select", "train.ema"}
 

@@ -1,5 +1,6 @@
 """Learning-rate schedules and the ramp of the training radius: exact values."""
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -76,3 +77,17 @@ def test_a_ramp_that_ends_before_it_starts_is_refused():
 def test_values_outside_their_domain_are_refused(kind, wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         kind(**wrong)
+
+
+def test_a_smooth_ramp_has_no_bend_and_ends_at_the_full_radius():
+    ramp, middle = EpsRamp(start=1, end=5, shape="smooth"), 2.0
+    at = np.linspace(1, 5, 4001)
+    values = np.array([ramp.factor(time) for time in at])
+    assert ramp.factor(0.5) == 0 and values[0] == 0 and values[-1] == 1
+    slopes = np.diff(values) / np.diff(at)
+    assert (slopes >= 0).all()
+    assert np.abs(np.diff(slopes)).max() < 2e-3, "a bend"
+    late = slopes[at[:-1] > middle + 0.01]
+    assert late.std() < 1e-9, "linear after a quarter of the time"
+    # a = 1 / ((t1 - tm) 4 (tm - t0)^3 + (tm - t0)^4), as the official code has it
+    assert ramp.factor(1.5) == pytest.approx(0.5**4 / (3 * 4 + 1))

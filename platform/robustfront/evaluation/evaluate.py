@@ -198,6 +198,17 @@ def _batches(
         first += batch_size
 
 
+def plain_predictions(
+    model: nn.Module, split: Split, batch_size: int = 500
+) -> npt.NDArray[np.int64]:
+    """The class of each example, (N,).
+
+    Raises:
+        Diverged: the logits are not finite.
+    """
+    return _every(split, batch_size, partial(_plainly, model, split))
+
+
 def _every(
     split: Split, batch_size: int, predict: Callable[[Tensor], Tensor]
 ) -> npt.NDArray[np.int64]:

@@ -11,8 +11,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from robustfront.errors import ConfigError, DataError, nearest
+from robustfront.errors import ConfigError, DataError, SoundnessError, nearest
 from robustfront.evaluation import metrics
+
+UNDECIDED = -1
 
 # What np.load and the archive raise on a file that is not what it seems.
 _DAMAGED = (AttributeError, ValueError, TypeError, KeyError, BadZipFile, zlib.error)
@@ -26,11 +28,33 @@ class Records:
         label: (N,) int64.
         plain: prediction on the input itself, (N,) int64.
         attacked: prediction under an attack by `<threat>/<attack>`, (N,) int64 each.
+        certified: by `<threat>/<certifier>`, (N,) int8 each: 1 where the plain prediction is proved
+            right everywhere, 0 where not, -1 where nobody has tried.
+
+    Raises:
+        SoundnessError: something is proved that an attack, or the plain prediction, contradicts.
     """
 
     label: np.ndarray
     plain: np.ndarray
     attacked: Mapping[str, np.ndarray] = field(default_factory=dict)
+    certified: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, found in self.certified.items():
+            threat = name.partition("/")[0]
+            attacks = {
+                attack: predictions
+                for attack, predictions in self.attacked.items()
+                if attack.partition("/")[0] == threat
+            }
+            for attack, predictions in {"no attack": self.plain, **attacks}.items():
+                wrong = np.flatnonzero((found == 1) & (predictions != self.label))
+                if len(wrong):
+                    raise SoundnessError(
+                        f"{name}: {len(wrong)} certified examples are contradicted by {attack} "
+                        f"(the first: {wrong[0]})"
+                    )
 
     def __len__(self) -> int:
         return len(self.label)
@@ -46,6 +70,10 @@ class Records:
             {
                 name: np.concatenate([part.attacked[name] for part in parts])
                 for name in parts[0].attacked
+            },
+            {
+                name: np.concatenate([part.certified[name] for part in parts])
+                for name in parts[0].certified
             },
         )
 
@@ -72,7 +100,26 @@ class Records:
             "robust_error": union,
             f"{split}/standard_error": standard,
             **long,
+            **self._unproven(split),
         }
+
+    def _unproven(self, split: str) -> dict[str, np.ndarray]:
+        """`certified_error` is that on the union: all threats must be proved for an example."""
+        long = {
+            f"{split}/certified_error/{name}": found != 1 for name, found in self.certified.items()
+        }
+        verifiers = {name.partition("/")[2] for name in self.certified}
+        by_verifier = {
+            verifier: np.logical_or.reduce(
+                [wrong for name, wrong in long.items() if name.endswith(f"/{verifier}")]
+            )
+            for verifier in verifiers
+        }
+        if len(self.certified) > len(verifiers):
+            long |= {f"{split}/certified_error/union/{v}": by_verifier[v] for v in verifiers}
+        # Of several verifiers each proof counts.
+        short = {"certified_error": np.logical_and.reduce([*by_verifier.values()])} if long else {}
+        return {**short, **long}
 
     def union(self, threats: Sequence[str] | None = None) -> np.ndarray:
         """Which examples are wrong plainly or under any attack within some threats, (N,) bool.
@@ -100,6 +147,7 @@ class Records:
         """As an .npz archive, with `more` arrays that are no records."""
         buffer = io.BytesIO()
         arrays = {f"attacked:{name}": array for name, array in self.attacked.items()}
+        arrays |= {f"certified:{name}": array for name, array in self.certified.items()}
         np.savez_compressed(
             buffer,
             allow_pickle=False,
@@ -118,13 +166,13 @@ class Records:
             DataError: no such file, or not records.
         """
         arrays = read_arrays(path)
-        attacked = {
-            key.partition(":")[2]: array
-            for key, array in arrays.items()
-            if key.startswith("attacked:")
-        }
+        named: dict[str, dict[str, np.ndarray]] = {"attacked": {}, "certified": {}}
+        for key, array in arrays.items():
+            kind, _, name = key.partition(":")
+            if name and kind in named:
+                named[kind][name] = array
         try:
-            return cls(arrays["label"], arrays["plain"], attacked)
+            return cls(arrays["label"], arrays["plain"], **named)
         except KeyError as error:
             raise DataError(f"{path}: not records ({error} is missing)") from None
 

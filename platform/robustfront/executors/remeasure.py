@@ -20,6 +20,7 @@ class Remeasurement:
     Args:
         trials: ids of finished trials.
         final: the suite and the number of examples.
+        kind: what is done with them.
         listener: hears the share that is done of a trial: (id, share).
     """
 
@@ -30,13 +31,14 @@ class Remeasurement:
         job: Job,
         trials: Sequence[str],
         final: Final,
+        kind: Literal["measure", "certify"],
         listener: Callable[[str, float], None] = lambda trial, share: None,
     ) -> None:
         self.folder, self.ledger, self.job = folder, ledger, job
         self.state = SweepState.of(ledger.read())
         self.problems: list[str] = []
         self.halted = False
-        self._final, self._listener = final, listener
+        self._final, self._kind, self._listener = final, kind, listener
         self._queue = deque(trials)
         self._crashes: Counter[str] = Counter()
         self._under_way: set[str] = set()
@@ -55,7 +57,7 @@ class Remeasurement:
             config["resources"]["gpu"] = 1.0
         front = members(self.state.trials.values(), self.job)
         siblings = tuple(member.id for member in front if member.id != trial)
-        return Task("measure", trial, config, str(self.folder / "trials" / trial), siblings)
+        return Task(self._kind, trial, config, str(self.folder / "trials" / trial), siblings)
 
     def started(self, task: Task) -> None:
         """Nothing to write down."""
@@ -68,7 +70,7 @@ class Remeasurement:
             self._listener(task.trial, message["share"])
             return True
         if "measured" in message:
-            self._commit(task.trial, message["measured"], message.get("suspect", []))
+            self._commit(task.trial, message["measured"], message["suspect"])
             return not self.halted
         self._under_way.discard(task.trial)
         if message["end"] == "full":
@@ -90,8 +92,9 @@ class Remeasurement:
             self.halted = True
             self.problems.append(reason)
 
-    def _commit(self, trial: str, metrics: dict[str, float], suspect: list[str]) -> None:
+    def _commit(self, trial: str, metrics: dict[str, float], suspect: list[str] | None) -> None:
         known = self.state.trials[trial]
+        suspect = known.suspect if suspect is None else suspect
         if metrics.items() <= known.test.items() and suspect == known.suspect:
             return  # measured before, with the same result
         body = {"metrics": metrics, "suspect": suspect}

@@ -10,13 +10,14 @@ from robustfront.config import Job
 
 Message = dict[str, Any]
 """What a worker says: {"epoch", "metrics"} after an epoch, {"share"} while it measures,
-{"measured": metrics, "suspect": reasons}, and at the end {"end", "reason"}; an end is
-finished, diverged, failed, crashed or full."""
+{"measured": metrics, "suspect": reasons, or None where nobody looked for any}, and at the end
+{"end", "reason"}; an end is finished, diverged, failed, crashed or full."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Train one trial, or measure a finished one on the test split by its `evaluate.final`.
+    """Train one trial, or measure or certify a finished one on the test split, by its
+    `evaluate.final`.
 
     Args:
         config: the trial's resolved configuration.
@@ -25,7 +26,7 @@ class Task:
             is measured.
     """
 
-    kind: Literal["train", "measure"]
+    kind: Literal["train", "measure", "certify"]
     trial: str
     config: dict[str, Any]
     folder: str

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from robustfront.config import TrialConfig
 from robustfront.data import RawData
-from robustfront.errors import ConfigError, DataError, Diverged, is_full
+from robustfront.errors import ConfigError, DataError, Diverged, SoundnessError, is_full
 from robustfront.evaluation.records import Records
 from robustfront.executors.task import Message, Task
 from robustfront.training.trial import (
+    certified_errors,
+    certify_final,
     corruption_errors,
     measure_final,
     measure_unseen,
@@ -38,11 +40,15 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
         if task.kind == "train":
             for epoch, metrics in run_trial(config, folder, raw):
                 yield {"epoch": epoch, "metrics": metrics}
-        else:
+        elif task.kind == "measure":
             yield from _measured(task, config, raw)
+        else:
+            for share in certify_final(config, folder, raw):
+                yield {"share": share}
+            yield {"measured": certified_errors(config, folder), "suspect": None}
     except Diverged as error:
         yield {"end": "diverged", "reason": str(error)}
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, SoundnessError) as error:
         yield {"end": "failed", "reason": str(error)}
     except Exception as error:
         if is_full(error):
@@ -63,6 +69,9 @@ def _measured(task: Task, config: TrialConfig, raw: RawData | None) -> Iterator[
     records = Records.load(records_of_test(folder, config.evaluate.final.attack))
     errors = records.errors("test")
     measured = {name: error for name, error in errors.items() if "/" in name}
+    for share in certify_final(config, folder, raw):
+        yield {"share": share}
+    measured |= certified_errors(config, folder)
     for share in measure_unseen(config, folder, raw):
         yield {"share": share}
     measured |= unseen_errors(config, folder) | corruption_errors(config, folder)

@@ -5,17 +5,23 @@ from typing import TYPE_CHECKING
 from robustfront.methods.alp import ALP
 from robustfront.methods.avg_at import AvgAT
 from robustfront.methods.base import METHODS, LossTerms, Method, StepContext, kl_divergence
+from robustfront.methods.cc_ibp import CCIBP
 from robustfront.methods.clp import CLP
 from robustfront.methods.clp_noise import CLPNoise
+from robustfront.methods.cure import CURE
 from robustfront.methods.dale import DALE
 from robustfront.methods.e_at import EAT
+from robustfront.methods.exp_ibp import ExpIBP
 from robustfront.methods.fast_at import FastAT
+from robustfront.methods.ibp import IBPTraining
 from robustfront.methods.mart import MART
 from robustfront.methods.max_at import MaxAT
 from robustfront.methods.msd import MSD
+from robustfront.methods.mtl_ibp import MTLIBP
 from robustfront.methods.oat import OAT
 from robustfront.methods.pgd_at import PGDAT
 from robustfront.methods.ramp import RAMP
+from robustfront.methods.sabr import SABR
 from robustfront.methods.standard import Standard
 from robustfront.methods.trades import Trades
 from robustfront.methods.trades_hinge import TradesHinge
@@ -27,6 +33,12 @@ else:
 
 __all__ = [
     "ALP",
+    "CCIBP",
+    "CURE",
+    "ExpIBP",
+    "IBPTraining",
+    "MTLIBP",
+    "SABR",
     "CLP",
     "DALE",
     "EAT",

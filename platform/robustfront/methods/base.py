@@ -42,6 +42,7 @@ class StepContext:
             methods that look at several for every example; at the radius scheduled for now.
         shares: the weight of each norm of the training threat; they sum to 1.
         memory: what the method keeps from step to step, by name; its to change.
+        strength: share of the full radii that is scheduled for now.
     """
 
     threat: PerturbationSet
@@ -50,12 +51,15 @@ class StepContext:
     balls: Mapping[Norm, Threat] = field(default_factory=dict)
     shares: Mapping[Norm, float] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
+    strength: float = 1.0
 
 
 class Method(Component):
     """A training method; its fields are its hyperparameters."""
 
     default_update: ClassVar[str] = "plain"  # where a job names none
+    # Whether it looks at the model's layers: no noise before them, and one worker.
+    looks_inside: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -89,6 +93,10 @@ class Method(Component):
     @property
     def guard(self) -> Attack | None:
         """A stronger attack that tells after each epoch whether training still makes robust."""
+        return None
+
+    def initialise(self, model: nn.Module) -> None:
+        """Give a fresh model the weights it begins with, where those it has are not right."""
         return None
 
     def memory(self) -> dict[str, Tensor]:

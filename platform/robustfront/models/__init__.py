@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from robustfront.models.base import MODELS, Classifier, ModelConfig, build_model
 from robustfront.models.cnn7 import CNN7
+from robustfront.models.coap_small import COAPSmall
 from robustfront.models.conditioned import given
 from robustfront.models.linear import Linear
 from robustfront.models.mlp import MLP
@@ -18,6 +19,7 @@ else:
 
 __all__ = [
     "CNN7",
+    "COAPSmall",
     "MLP",
     "MODELS",
     "Classifier",

@@ -18,6 +18,7 @@ from robustfront.attacks import Attack
 from robustfront.config import GUARDED, TrialConfig
 from robustfront.data import DataSet, Split, split_data
 from robustfront.errors import DataError, Diverged
+from robustfront.evaluation.certify import certified
 from robustfront.evaluation.evaluate import measure
 from robustfront.evaluation.records import Records
 from robustfront.methods import StepContext
@@ -148,6 +149,7 @@ class _Run:
     def start(cls, config: TrialConfig, data: DataSet, device: torch.device) -> _Run:
         torch.manual_seed(seed_of(config.seed, "init"))
         model: nn.Module = config.build_model(data.shape, data.classes, data.mean, data.std)
+        config.method.initialise(model)
         team = Team.here()
         model = team.join(model)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -223,6 +225,7 @@ class _Run:
             balls,
             config.train_threat.shares(),
             self.memory,
+            strength,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             loss = take(net, self.optimizer, config.method, (x, y), ctx)
@@ -277,8 +280,11 @@ class _Run:
         self, model: nn.Module, split: Split, threats: Sequence[Threat], attack: Attack, key: Key
     ) -> Records:
         mine = split.part(self.team.share(len(split)))
-        size = self.config.evaluate.batch_size
-        return Records.joined(self.team.gather(measure(model, mine, threats, attack, key, size)))
+        size, certifier = self.config.evaluate.batch_size, self.config.evaluate.certify
+        records = measure(model, mine, threats, attack, key, size)
+        if certifier is not None and split is self.data.val:
+            records = certified(model, mine, threats, certifier, records)
+        return Records.joined(self.team.gather(records))
 
     def guarded(self) -> Metrics:
         """What the method's guard finds on training examples, and whether training has collapsed:

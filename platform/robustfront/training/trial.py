@@ -4,6 +4,7 @@ config.json                    all values, resolved
 report.jsonl                   one line an epoch
 records.npz                    predictions of the selected model on the validation split
 test-<attack>.npz              the same on the test split, once they are asked for
+test-certified.npz             what is proved of each example of the test split
 test-unseen.npz                the same under perturbations that nobody trained against
 checkpoint/config.json         the same as above: this folder alone rebuilds the model
 checkpoint/last.safetensors    weights after the last epoch
@@ -16,8 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,17 +28,19 @@ from robustfront.attacks import Attack
 from robustfront.config import TrialConfig, load_trial
 from robustfront.data import Corrupted, DataSet, RawData, Split, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
+from robustfront.evaluation.certify import certified, certifying
 from robustfront.evaluation.evaluate import (
     measure,
     measure_corrupted,
     measuring,
     measuring_changed,
+    plain_predictions,
     stages_of,
     transfer_error,
 )
 from robustfront.evaluation.gates import POINT, masking
 from robustfront.evaluation.progress import Progress
-from robustfront.evaluation.records import Records
+from robustfront.evaluation.records import Records, read_arrays
 from robustfront.files import write_bytes
 from robustfront.training.checkpoint import (
     check_init,
@@ -130,6 +135,8 @@ def _finish(config: TrialConfig, folder: Path, data: DataSet, records: Records |
         model, evaluate = _selected(checkpoint, data.val.x.device), config.evaluate
         key, threats = ("evaluate", "val"), config.threat
         records = measure(model, data.val, threats, evaluate.attack, key, evaluate.batch_size)
+        if evaluate.certify is not None:
+            records = certified(model, data.val, threats, evaluate.certify, records)
     write_bytes(folder / "records.npz", records.to_bytes())
 
 
@@ -152,6 +159,58 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
     key, batch_size = ("evaluate", "test"), config.evaluate.batch_size
     for _ in measuring(model, test, config.threat, final.attack, key, batch_size, progress):
         yield progress.share
+
+
+def certify_final(config: TrialConfig, folder: Path, raw: RawData | None = None) -> Iterator[float]:
+    """Certificates for the same examples, by `evaluate.final.certify` or else `evaluate.certify`.
+
+    They go to `test-certified.npz`, from which a later call goes on. Examples that `measure_final`
+    has found fooled, where it was called, need none.
+
+    Raises:
+        ConfigError: a model or threat that the certifier cannot handle.
+        DataError: the checkpoint or the data cannot be read.
+    """
+    final = config.evaluate.final
+    certifier = final.certify or config.evaluate.certify
+    if certifier is None:
+        return
+    model, test = _model_and_test(config, folder, raw)
+    test = test if final.examples is None else test.first(final.examples)
+    path, said = records_of_certificates(folder), np.array(_identity(config, model))
+    attacked = records_of_test(folder, final.attack)
+    known = Records.load(attacked).attacked if attacked.exists() else {}
+    if any((found < 0).any() or len(found) != len(test) for found in known.values()):
+        known = {}
+    records = Records(test.y.cpu().numpy(), plain_predictions(model, test), known)
+    if path.exists() and str(read_arrays(path).get("identity")) == str(said):
+        records = replace(records, certified=Records.load(path).certified)
+
+    def save(records: Records) -> None:
+        write_bytes(path, replace(records, attacked={}).to_bytes({"identity": said}))
+
+    for share, found in certifying(model, test, config.threat, certifier, records, save):
+        yield share
+        records = found
+    save(records)
+
+
+def certified_errors(config: TrialConfig, folder: Path) -> dict[str, float]:
+    """What `certify_final` has found: certified errors on the test split, by metric.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = records_of_certificates(folder)
+    if not path.exists():
+        return {}
+    errors = Records.load(path).errors("test")
+    return {name: error for name, error in errors.items() if "/certified_error/" in name}
+
+
+def records_of_certificates(folder: Path) -> Path:
+    """Where the certificates for the test split are."""
+    return folder / "test-certified.npz"
 
 
 def measure_unseen(

@@ -1,0 +1,570 @@
+"""Interval bound propagation: what each layer can do to a set of inputs, as centre and radius.
+
+Source: arXiv:1810.12715 (IBP), section 3. A first affine layer bounds l2 and l1 balls exactly, by
+the dual norm of each of its rows; from there on everything is a box.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robustfront.errors import ConfigError
+from robustfront.models import Classifier
+from robustfront.models.conditioned import DualNorm, FiLM
+from robustfront.models.preact_resnet18 import PreActBlock
+from robustfront.threats import Mixture, PerturbationSet, Threat
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Boxes of values, and clean values that batch norm takes its statistics from.
+
+    Args:
+        points: M clean examples, then the R centres, (M + R, ...).
+        radius: half the width of each box, (R, ...).
+    """
+
+    points: Tensor
+    radius: Tensor
+
+    @property
+    def clean(self) -> Tensor:
+        """(M, ...)."""
+        return self.points[: len(self.points) - len(self.radius)]
+
+    @property
+    def centre(self) -> Tensor:
+        """(R, ...)."""
+        return self.points[len(self.points) - len(self.radius) :]
+
+    @property
+    def lower(self) -> Tensor:
+        """(R, ...)."""
+        return self.centre - self.radius
+
+    @property
+    def upper(self) -> Tensor:
+        """(R, ...)."""
+        return self.centre + self.radius
+
+    def linear(self, act: Callable[[Tensor], Tensor]) -> Interval:
+        """Under a linear map with no negative entries, such as a mean."""
+        return Interval(act(self.points), act(self.radius))
+
+    def monotone(self, act: Callable[[Tensor], Tensor]) -> Interval:
+        """Under a function that grows in each of its arguments."""
+        ends = torch.cat([self.lower, self.upper])
+        lower, upper = act(ends).chunk(2)
+        points = torch.cat([act(self.clean), (lower + upper) / 2])
+        return Interval(points, (upper - lower) / 2)
+
+
+class Region(ABC):
+    """Inputs (R, C, H, W), or (R, D), around centres, before the first affine layer."""
+
+    centre: Tensor
+
+    @abstractmethod
+    def divided(self, mean: Tensor, std: Tensor) -> Region:
+        """(x - mean) / std, for each channel."""
+
+    @abstractmethod
+    def flat(self) -> Region:
+        """(R, D)."""
+
+    @abstractmethod
+    def reach(self, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        """How far each output is at most from that of the centre, (R, ...) or (1, ...)."""
+
+    @abstractmethod
+    def box(self) -> Box:
+        """A box around it."""
+
+
+@dataclass(frozen=True)
+class Box(Region):
+    """Each value within `radius` of its centre."""
+
+    centre: Tensor
+    radius: Tensor
+
+    def divided(self, mean: Tensor, std: Tensor) -> Box:
+        """A box again."""
+        return Box((self.centre - mean) / std, self.radius / std)
+
+    def flat(self) -> Box:
+        """A box again."""
+        return Box(self.centre.flatten(1), self.radius.flatten(1))
+
+    def reach(self, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        """|W| radius."""
+        return _affine(layer, self.radius, layer.weight.abs(), None)
+
+    def box(self) -> Box:
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True)
+class Ball(Region):
+    """Values whose differences from the centre, divided by `scale`, have an l2 or l1 norm of at
+    most the threat's eps; not cut by the box [0, 1]."""
+
+    centre: Tensor
+    threat: Threat
+    scale: Tensor  # (1, ...)
+
+    def divided(self, mean: Tensor, std: Tensor) -> Ball:
+        """An ellipsoid along the axes."""
+        return Ball((self.centre - mean) / std, self.threat, self.scale / std)
+
+    def flat(self) -> Ball:
+        """Its values in a row."""
+        return Ball(self.centre.flatten(1), self.threat, self.scale.flatten(1))
+
+    def reach(self, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        """eps times the dual norm of each row of W * scale, padding being no input."""
+        eps = float(self.threat.eps)
+        if self.threat.norm == "l2":
+            # The root has no gradient at 0: a filter that is 0, or sees padding only.
+            squares = _affine(layer, self.scale.square(), layer.weight.square(), None)
+            return eps * squares.clamp(min=1e-24).sqrt()
+        return eps * self._largest_entries(layer)
+
+    def _largest_entries(self, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        """max |W * scale| of each row."""
+        if isinstance(layer, nn.Linear):
+            return (layer.weight.abs() * self.scale).amax(1)[None]
+        padded = F.pad(self.scale, layer._reversed_padding_repeated_twice)
+        seen = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+        shape = _affine(layer, self.scale, layer.weight, None).shape
+        rows = layer.weight.abs().flatten(1)  # (O, C k k); groups are refused
+        parts = [(row[:, None] * seen[0]).amax(0) for row in rows]
+        return torch.stack(parts).view(shape)
+
+    def box(self) -> Box:
+        """The smallest one."""
+        return Box(self.centre, (float(self.threat.eps) * self.scale).expand_as(self.centre))
+
+
+def regions_of(threat: PerturbationSet, x: Tensor) -> list[Region]:
+    """What a threat allows around x; a linf ball is cut by the box [0, 1], the others are not.
+
+    Raises:
+        TypeError: a perturbation set that is neither a ball nor a mixture of balls.
+    """
+    if isinstance(threat, Mixture):
+        parts = torch.split(x, [size for _, size in threat.parts])
+        found: list[Region] = []
+        for (ball, _), part in zip(threat.parts, parts, strict=True):
+            found += regions_of(ball, part)
+        return found
+    if not isinstance(threat, Threat):
+        raise TypeError(f"bounds are for balls, not for {threat!r}")
+    eps = float(threat.eps)
+    if threat.norm == "linf":
+        return [box_between((x - eps).clamp(min=0), (x + eps).clamp(max=1))]
+    return [Ball(x, threat, torch.ones_like(x[:1]))]
+
+
+def box_between(lower: Tensor, upper: Tensor) -> Box:
+    """All values from `lower` to `upper`."""
+    return Box((lower + upper) / 2, (upper - lower) / 2)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is known after a pass.
+
+    Args:
+        clean: logits of the clean examples, (M, K).
+        last: what the last layer sees, where it is linear; else its outputs.
+        layer: the last layer, where it is linear.
+        regions: what it sees where it is the first affine layer, too.
+        start: mean half width of the boxes around the normalised inputs, a scalar.
+        hidden: what each ReLU sees, where asked for.
+    """
+
+    clean: Tensor
+    last: Interval
+    layer: nn.Linear | None
+    regions: Sequence[Region]
+    hidden: Sequence[Interval]
+    start: Tensor
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self.last.points.shape[1] if self.layer is None else self.layer.out_features
+
+    def lower(self, specification: Tensor) -> Tensor:
+        """Lower bounds (R, S) of C z for specifications C (R, S, K), the last layer joined in.
+
+        Raises:
+            ConfigError: the specification is for another number of classes.
+        """
+        classes = self.classes
+        if specification.dim() != 3 or specification.shape[2] != classes:
+            found = tuple(specification.shape)
+            raise ConfigError(
+                "specification", [f"expected (N, S, {classes}) for {classes} classes, got {found}"]
+            )
+        if self.layer is None:
+            rows, centre, radius = specification, self.last.centre, self.last.radius
+        else:
+            rows = specification @ self.layer.weight
+            if self.regions:
+                return self._first_and_last(specification, rows)
+            centre, radius = self.last.centre, self.last.radius
+        middle = torch.einsum("rsf,rf->rs", rows, centre)
+        if self.layer is not None and self.layer.bias is not None:
+            middle = middle + specification @ self.layer.bias
+        return middle - torch.einsum("rsf,rf->rs", rows.abs(), radius)
+
+    def _first_and_last(self, specification: Tensor, rows: Tensor) -> Tensor:
+        """For a model of one affine layer: exact for a ball or a box."""
+        assert self.layer is not None
+        found, first = [], 0
+        for region in self.regions:
+            part = slice(first, first + len(region.centre))
+            first = part.stop
+            middle = torch.einsum("rsf,rf->rs", rows[part], region.centre)
+            if isinstance(region, Box):
+                reach = torch.einsum("rsf,rf->rs", rows[part].abs(), region.radius)
+            else:
+                assert isinstance(region, Ball)
+                dual = 2.0 if region.threat.norm == "l2" else math.inf
+                scaled = rows[part] * region.scale
+                reach = float(region.threat.eps) * torch.linalg.vector_norm(scaled, dual, dim=2)
+            if self.layer.bias is not None:
+                middle = middle + specification[part] @ self.layer.bias
+            found.append(middle - reach)
+        return torch.cat(found)
+
+
+def margins_of(y: Tensor, classes: int) -> Tensor:
+    """The specification z_y - z_k for the K - 1 classes k that are not y, (N, K - 1, K)."""
+    eye = torch.eye(classes, device=y.device)
+    all_of_them = eye[y][:, None, :] - eye[None]
+    others = torch.arange(classes - 1, device=y.device)[None].expand(len(y), -1)
+    others = others + (others >= y[:, None])
+    return all_of_them.gather(1, others[:, :, None].expand(-1, -1, classes))
+
+
+def propagate(
+    model: nn.Module, regions: Sequence[Region], clean: Tensor | None = None, keep: bool = False
+) -> Bounds:
+    """Bounds of a model over regions of inputs, one after the other along the batch.
+
+    Batch norm in train mode takes the statistics of the clean examples, and updates its running
+    ones, as a plain pass of these would; so does dropout draw one mask for all that belongs to an
+    example. In eval mode clean examples are optional.
+
+    Args:
+        regions: of inputs (R, C, H, W) in [0, 1]; they sum to R examples.
+        clean: (M, C, H, W).
+        keep: keep what each ReLU sees.
+
+    Raises:
+        ConfigError: a layer that cannot be bounded, by name; batch norm in train mode without
+            clean examples.
+    """
+    walk = _Walk(model, keep)
+    *layers, last = flattened(model)
+    value: _Inputs | Interval = _Inputs(clean, regions)
+    for layer in layers:
+        value = walk.through(layer, value)
+        if isinstance(layer, Normalise) and isinstance(value, _Inputs):
+            regions = value.regions
+    start = torch.cat([region.box().radius.flatten() for region in regions]).mean()
+    if not isinstance(last, nn.Linear):
+        interval = walk.interval(walk.through(last, value))
+        return Bounds(interval.clean, interval, None, (), walk.hidden, start)
+    if isinstance(value, _Inputs):
+        none = start.new_zeros(0, last.out_features)
+        logits = none if value.clean is None else last(value.clean)
+        return Bounds(logits, value.boxes(), last, value.regions, walk.hidden, start)
+    return Bounds(last(value.clean), value, last, (), walk.hidden, start)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the first layers see."""
+
+    clean: Tensor | None
+    regions: Sequence[Region]
+
+    def each(self, act: Callable[[Tensor], Tensor], change: Callable[[Region], Region]) -> _Inputs:
+        clean = None if self.clean is None else act(self.clean)
+        return _Inputs(clean, [change(region) for region in self.regions])
+
+    def boxes(self) -> Interval:
+        """What any layer but an affine one sees."""
+        boxes = [region.box() for region in self.regions]
+        return self._joined([box.centre for box in boxes], [box.radius for box in boxes])
+
+    def through(self, layer: nn.Linear | nn.Conv2d) -> Interval:
+        """After the first affine layer."""
+        centres = [layer(region.centre) for region in self.regions]
+        reaches = [
+            region.reach(layer).expand_as(centre)
+            for region, centre in zip(self.regions, centres, strict=True)
+        ]
+        clean = None if self.clean is None else layer(self.clean)
+        return _Inputs(clean, self.regions)._joined(centres, reaches)
+
+    def _joined(self, centres: list[Tensor], radii: list[Tensor]) -> Interval:
+        points = centres if self.clean is None else [self.clean, *centres]
+        return Interval(torch.cat(points), torch.cat(radii))
+
+
+class Normalise(nn.Module):
+    """The first layer of a classifier."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.mean, self.std = model.mean, model.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x - mean) / std."""
+        return (x - self.mean) / self.std
+
+
+def flattened(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model one after the other, as far as it says so."""
+    if isinstance(model, Classifier):
+        return [Normalise(model), *flattened(model.stem), *flattened(model.body)]
+    if type(model) is nn.Sequential:
+        return [layer for child in model for layer in flattened(child)]
+    return [] if isinstance(model, nn.Identity) else [model]
+
+
+class _Walk:
+    """One pass through a model."""
+
+    def __init__(self, model: nn.Module, keep: bool) -> None:
+        self.model, self.keep = model, keep
+        self.hidden: list[Interval] = []
+
+    def interval(self, value: _Inputs | Interval) -> Interval:
+        """What layers beyond the first affine one work on."""
+        return value if isinstance(value, Interval) else value.boxes()
+
+    def through(self, layer: nn.Module, value: _Inputs | Interval) -> _Inputs | Interval:
+        """After one layer, or a module of several."""
+        if isinstance(value, _Inputs):
+            if isinstance(layer, Normalise):
+                return value.each(layer, lambda region: region.divided(layer.mean, layer.std))
+            if type(layer) is nn.Flatten and layer.start_dim == 1 and layer.end_dim == -1:
+                return value.each(layer, lambda region: region.flat())
+            if self._is_affine(layer):
+                return value.through(layer)  # type: ignore[arg-type]
+        found = self._beyond(layer, self.interval(value))
+        return found
+
+    def _is_affine(self, layer: nn.Module) -> bool:
+        if type(layer) is nn.Conv2d:
+            if layer.groups != 1 or layer.padding_mode != "zeros":
+                self._refuse(layer)
+            return True
+        return type(layer) is nn.Linear
+
+    def _beyond(self, layer: nn.Module, value: Interval) -> Interval:
+        kind = type(layer)
+        if self._is_affine(layer):
+            radius = _affine(layer, value.radius, layer.weight.abs(), None)  # type: ignore
+            return Interval(layer(value.points), radius)
+        if kind in _MONOTONE:
+            if self.keep and kind is nn.ReLU:
+                self.hidden.append(value)
+            return value.monotone(layer)
+        if kind in _LINEAR:
+            return value.linear(layer)
+        if isinstance(layer, _BatchNorm):
+            return self._normalised(layer, value)
+        if kind is nn.Dropout:
+            return _dropped(layer, value)  # type: ignore[arg-type]
+        if isinstance(layer, nn.Identity):
+            return value
+        if kind is nn.Sequential:
+            for child in layer:  # type: ignore[attr-defined]
+                value = self.interval(self.through(child, value))
+            return value
+        return self._composed(layer, value)
+
+    def _composed(self, layer: nn.Module, value: Interval) -> Interval:
+        if isinstance(layer, PreActBlock):
+            active = self._beyond(layer.activation, value)
+            rest = self._beyond(layer.rest, active)
+            short = value if layer.shortcut is None else self._beyond(layer.shortcut, active)
+            return Interval(rest.points + short.points, rest.radius + short.radius)
+        if isinstance(layer, FiLM):
+            return self._modulated(layer, value)
+        if isinstance(layer, DualNorm):
+            norm = layer.adversarial if layer._condition[0].adversarial else layer.clean
+            return self._modulated(layer.film, self._normalised(norm, value))
+        if [*layer.children()] or [*layer.parameters(recurse=False)] == []:
+            return _Graph(self, layer).run_on(value)
+        return self._refuse(layer)
+
+    def _modulated(self, layer: FiLM, value: Interval) -> Interval:
+        """A map of each feature whose factor does not depend on the input."""
+        zeros = torch.zeros_like(value.radius[:1])
+        shift = layer(zeros)
+        scale = layer(zeros + 1) - shift
+        return Interval(value.points * scale + shift, value.radius * scale.abs())
+
+    def _normalised(self, layer: _BatchNorm, value: Interval) -> Interval:
+        axes = [0, *range(2, value.points.dim())]
+        shape = (1, -1, *[1] * (value.points.dim() - 2))
+        mean, var = layer.running_mean, layer.running_var
+        if layer.training or mean is None or var is None:
+            if not len(value.clean):
+                self._refuse(layer, "in train mode it needs clean examples")
+            var, mean = torch.var_mean(value.clean, axes, correction=0)
+            _follow(layer, mean, var, value.clean.numel() // value.clean.shape[1])
+        scale = torch.rsqrt(var + layer.eps)
+        if layer.weight is not None:
+            scale = scale * layer.weight
+        points = (value.points - mean.view(shape)) * scale.view(shape)
+        if layer.bias is not None:
+            points = points + layer.bias.view(shape)
+        return Interval(points, value.radius * scale.abs().view(shape))
+
+    def _refuse(self, layer: nn.Module, why: str = "") -> Interval:
+        named = {id(module): name for name, module in self.model.named_modules()}
+        name, kind = named.get(id(layer), "?") or "the model itself", type(layer).__name__
+        known = ", ".join(sorted(cls.__name__ for cls in _MONOTONE | _LINEAR))
+        raise ConfigError(
+            "model",
+            [
+                f"{name} ({kind}): cannot be bounded{': ' + why if why else ''} (known: Conv2d and "
+                f"Linear, BatchNorm1d and BatchNorm2d, Dropout, {known}, sums of these)"
+            ],
+        )
+
+
+_MONOTONE: set[type[nn.Module]] = {nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d}
+_LINEAR: set[type[nn.Module]] = {nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten}
+_FUNCTIONS: dict[object, str] = {
+    F.relu: "monotone",
+    torch.relu: "monotone",
+    torch.tanh: "monotone",
+    torch.sigmoid: "monotone",
+    F.max_pool2d: "monotone",
+    F.avg_pool2d: "linear",
+    F.adaptive_avg_pool2d: "linear",
+    torch.flatten: "linear",
+    "relu": "monotone",
+    "tanh": "monotone",
+    "sigmoid": "monotone",
+    "flatten": "linear",
+}
+
+
+class _Graph:
+    """A module whose forward is traced: submodules, sums, and the functions above."""
+
+    _traced: WeakKeyDictionary[nn.Module, fx.Graph] = WeakKeyDictionary()
+
+    def __init__(self, walk: _Walk, module: nn.Module) -> None:
+        self.walk, self.module = walk, module
+        if module not in self._traced:
+            try:
+                self._traced[module] = _Tracer().trace(module)
+            except Exception as error:  # whatever the module's own code makes of a proxy
+                walk._refuse(module, f"its forward cannot be traced ({error})")
+
+    def run_on(self, value: Interval) -> Interval:
+        """The module's output, from its only input."""
+        known: dict[fx.Node, Interval] = {}
+        inputs = 0
+        for node in self._traced[self.module].nodes:
+            if node.op == "placeholder":
+                inputs += 1
+                known[node] = value
+            elif node.op == "output":
+                (result,) = node.args
+                if inputs == 1 and isinstance(result, fx.Node):
+                    return known[result]
+                self.walk._refuse(self.module, "it has one input and one output")
+            else:
+                known[node] = self._step(node, known)
+        return self.walk._refuse(self.module)
+
+    def _step(self, node: fx.Node, known: dict[fx.Node, Interval]) -> Interval:
+        target: Any = node.target
+        given = [known[arg] for arg in node.args if isinstance(arg, fx.Node) and arg in known]
+        if node.op == "call_module" and len(given) == 1:
+            return self.walk._beyond(self.module.get_submodule(target), given[0])
+        if target in _SUMS and len(given) == len(node.args) == 2:
+            first, second = given
+            return Interval(first.points + second.points, first.radius + second.radius)
+        kind = _FUNCTIONS.get(target)
+        if kind is None or len(given) != 1:
+            return self.walk._refuse(self.module, f"it uses {getattr(target, '__name__', target)}")
+        rest: Any = node.args[1:]
+
+        def act(x: Tensor) -> Tensor:
+            function = getattr(type(x), target) if node.op == "call_method" else target
+            found: Tensor = function(x, *rest, **node.kwargs)
+            return found
+
+        return given[0].monotone(act) if kind == "monotone" else given[0].linear(act)
+
+
+_SUMS = {torch.add, operator.add, "add"}
+
+
+class _Tracer(fx.Tracer):
+    """Stops at every submodule; the walk goes on inside."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _affine(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's map with another weight."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
+
+
+def _dropped(layer: nn.Dropout, value: Interval) -> Interval:
+    """One mask for all rows of an example: clean, centre and radius."""
+    if not layer.training or not layer.p:
+        return value
+    rows = len(value.radius)
+    mask = F.dropout(torch.ones_like(value.radius), layer.p)
+    examples = len(value.clean)
+    if examples and rows % examples:
+        raise ValueError(f"{rows} regions for {examples} clean examples")
+    if examples:
+        mask = mask[:examples].repeat(rows // examples, *[1] * (mask.dim() - 1))
+    points = value.points * torch.cat([mask[:examples], mask])
+    return Interval(points, value.radius * mask)
+
+
+@torch.no_grad()
+def _follow(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """Running statistics, as a plain pass in train mode updates them."""
+    if not layer.training or layer.running_mean is None or layer.running_var is None:
+        return
+    assert layer.num_batches_tracked is not None
+    layer.num_batches_tracked += 1
+    momentum = layer.momentum
+    if momentum is None:
+        momentum = 1 / float(layer.num_batches_tracked)
+    layer.running_mean.lerp_(mean.detach(), momentum)
+    layer.running_var.lerp_(var.detach() * (count / max(count - 1, 1)), momentum)

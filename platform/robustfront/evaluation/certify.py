@@ -1,0 +1,169 @@
+"""Certificates for a set of examples, and bounds on a classifier's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustfront.attacks import eval_mode
+from robustfront.certifiers import CERTIFIERS, Certifier, proven
+from robustfront.certifiers.propagation import margins_of
+from robustfront.data import Split
+from robustfront.errors import ConfigError, DataError, nearest
+from robustfront.evaluation.evaluate import plain_predictions
+from robustfront.evaluation.records import UNDECIDED, Records
+from robustfront.threats import Threat
+
+_BATCH = 100
+
+
+def certifying(
+    model: nn.Module,
+    split: Split,
+    threats: Sequence[Threat],
+    certifier: Certifier,
+    records: Records,
+    save: Callable[[Records], None] = lambda records: None,
+) -> Iterator[tuple[float, Records]]:
+    """Certificates for the examples of a split, and the share that is done after each batch.
+
+    Examples that are wrong plainly or under an attack within the threat, by the records, need none.
+
+    Args:
+        records: of this model on this split; goes on where its certificates end.
+        save: is given the records after each batch.
+
+    Raises:
+        ConfigError: a threat or model that the certifier cannot handle.
+    """
+    names = {f"{threat.name}/{certifier.name}": threat for threat in threats}
+    _refuse_others(certifier, threats)
+    known = {name: _begun(records, name, threat) for name, threat in names.items()}
+    total = max(sum(len(found) for found in known.values()), 1)
+    with eval_mode(model):
+        lower = certifier.prepare(model)
+        for name, threat in names.items():
+            waiting = np.flatnonzero(known[name] == UNDECIDED)
+            for first in range(0, len(waiting), _BATCH):
+                rows = waiting[first : first + _BATCH]
+                x, y = split.batch(torch.from_numpy(rows).to(split.y.device))
+                logits = plain_logits(model, x)
+                bounds = lower(x, threat, margins_of(y, logits.shape[1]))
+                known[name][rows] = proven(bounds).cpu().numpy()
+                records = replace(records, certified={**records.certified, **known})
+                save(records)
+                done = sum(int((found != UNDECIDED).sum()) for found in known.values())
+                yield done / total, records
+    yield 1.0, replace(records, certified={**records.certified, **known})
+
+
+def certified(
+    model: nn.Module,
+    split: Split,
+    threats: Sequence[Threat],
+    certifier: Certifier,
+    records: Records,
+) -> Records:
+    """The records with certificates for all examples; raises as `certifying`."""
+    for _, found in certifying(model, split, threats, certifier, records):
+        records = found
+    return records
+
+
+def plain_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """(N, K)."""
+    with torch.no_grad():
+        logits: Tensor = model(x)
+    return logits
+
+
+def _begun(records: Records, name: str, threat: Threat) -> np.ndarray:
+    """What is known of each example before anything is computed."""
+    found = records.certified.get(name)
+    begun = np.full(len(records), UNDECIDED, np.int8) if found is None else found.copy()
+    begun[records.union([n for n in records.attacked if n.startswith(f"{threat.name}/")])] = 0
+    return begun
+
+
+def _refuse_others(certifier: Certifier, threats: Sequence[Threat]) -> None:
+    wrong = [threat.name for threat in threats if threat.norm not in certifier.norms]
+    if wrong:
+        allowed = ", ".join(certifier.norms)
+        raise ConfigError(
+            "certifier",
+            [f"{certifier.name} has no certificate for {name} (has: {allowed})" for name in wrong],
+        )
+
+
+def _certifier(value: str | Certifier, where: str) -> Certifier:
+    if isinstance(value, Certifier):
+        return value
+    if value not in CERTIFIERS.classes:
+        raise ConfigError(where, [f"got {value!r}{nearest(value, [*CERTIFIERS.classes])}"])
+    return CERTIFIERS.classes[value]()
+
+
+def _threat(text: str) -> Threat:
+    try:
+        return Threat.parse(text)
+    except ValueError as error:
+        raise ConfigError("threat", [str(error)]) from None
+
+
+def _require_images(x: Tensor) -> None:
+    if x.dim() != 4 or not len(x) or not bool(((x >= 0) & (x <= 1)).all()):
+        raise DataError(f"x (N, C, H, W) in [0, 1] is expected, got {tuple(x.shape)}")
+
+
+def certify(
+    model: nn.Module, x: Tensor, y: Tensor, threat: str, certifier: str | Certifier = "cascade"
+) -> Records:
+    """Which examples are proved right and robust; `errors("test")` of the result sums it up.
+
+    Args:
+        model: logits (N, K) from inputs in [0, 1]; put into eval mode meanwhile.
+        x: (N, C, H, W) float32 in [0, 1], on the model's device.
+        y: (N,) int64.
+        threat: such as `linf:1/10`.
+        certifier: or its name (then with its defaults).
+
+    Raises:
+        ConfigError: a threat or certifier that does not exist; a layer that cannot be bounded.
+        DataError: inputs outside [0, 1] or of the wrong shape.
+    """
+    _require_images(x)
+    if len(x) != len(y):
+        raise DataError(f"x and y are of the same length, got {len(x)} and {len(y)}")
+    split = Split(x, y, 1.0)
+    records = Records(y.cpu().numpy(), plain_predictions(model, split))
+    return certified(model, split, [_threat(threat)], _certifier(certifier, "certifier"), records)
+
+
+def bounds(
+    model: nn.Module, x: Tensor, threat: str, method: str | Certifier = "ibp"
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds (N, K) of the logits over all inputs that a threat allows.
+
+    Args:
+        model: logits (N, K) from inputs in [0, 1]; put into eval mode meanwhile.
+        x: (N, C, H, W) float32 in [0, 1], on the model's device.
+        threat: such as `l2:0.5`.
+        method: a certifier, or its name.
+
+    Raises:
+        ConfigError: a threat or certifier that does not exist; a layer that cannot be bounded.
+        DataError: inputs outside [0, 1] or of the wrong shape.
+    """
+    _require_images(x)
+    ball, certifier = _threat(threat), _certifier(method, "method")
+    _refuse_others(certifier, [ball])
+    with eval_mode(model):
+        classes = plain_logits(model, x[:1]).shape[1]
+        each = torch.eye(classes, device=x.device).expand(len(x), -1, -1)
+        found = certifier.prepare(model)(x, ball, torch.cat([each, -each], dim=1))
+    lower, upper = found.chunk(2, dim=1)
+    return lower, -upper
