@@ -26,48 +26,85 @@ from robustfront.models.preact_resnet18 import PreActBlock
 from robustfront.threats import Mixture, PerturbationSet, Threat
 
 
-@dataclass(frozen=True)
 class Interval:
     """Boxes of values, and clean values that batch norm takes its statistics from.
 
+    Held as centre and radius, or by its ends: the other two are computed where they are asked for.
+
     Args:
-        points: M clean examples, then the R centres, (M + R, ...).
-        radius: half the width of each box, (R, ...).
+        clean: M clean examples, (M, ...), if any.
+        centre, radius: of R boxes, (R, ...).
     """
 
-    points: Tensor
-    radius: Tensor
+    def __init__(self, clean: Tensor | None, centre: Tensor, radius: Tensor) -> None:
+        self.clean = clean
+        self._middle: tuple[Tensor, Tensor] | None = (centre, radius)
+        self._ends: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def between(cls, clean: Tensor | None, lower: Tensor, upper: Tensor) -> Interval:
+        """By its ends."""
+        found = cls(clean, lower, upper)
+        found._middle, found._ends = None, (lower, upper)
+        return found
 
     @property
-    def clean(self) -> Tensor:
-        """(M, ...)."""
-        return self.points[: len(self.points) - len(self.radius)]
+    def middle(self) -> tuple[Tensor, Tensor]:
+        """Centre and radius, (R, ...) each."""
+        if self._middle is None:
+            lower, upper = self.ends
+            self._middle = (lower + upper) / 2, (upper - lower) / 2
+        return self._middle
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper end, (R, ...) each."""
+        if self._ends is None:
+            centre, radius = self.middle
+            self._ends = centre - radius, centre + radius
+        return self._ends
 
     @property
     def centre(self) -> Tensor:
         """(R, ...)."""
-        return self.points[len(self.points) - len(self.radius) :]
+        return self.middle[0]
+
+    @property
+    def radius(self) -> Tensor:
+        """(R, ...)."""
+        return self.middle[1]
 
     @property
     def lower(self) -> Tensor:
         """(R, ...)."""
-        return self.centre - self.radius
+        return self.ends[0]
 
     @property
     def upper(self) -> Tensor:
         """(R, ...)."""
-        return self.centre + self.radius
+        return self.ends[1]
 
-    def linear(self, act: Callable[[Tensor], Tensor]) -> Interval:
-        """Under a linear map with no negative entries, such as a mean."""
-        return Interval(act(self.points), act(self.radius))
+    def mapped(
+        self, act: Callable[[Tensor], Tensor], spread: Callable[[Tensor], Tensor]
+    ) -> Interval:
+        """Under an affine map `act`; `spread` is what it makes of radii."""
+        centre, radius = self.middle
+        return Interval(_of(act, self.clean), act(centre), spread(radius))
 
     def monotone(self, act: Callable[[Tensor], Tensor]) -> Interval:
-        """Under a function that grows in each of its arguments."""
-        ends = torch.cat([self.lower, self.upper])
-        lower, upper = act(ends).chunk(2)
-        points = torch.cat([act(self.clean), (lower + upper) / 2])
-        return Interval(points, (upper - lower) / 2)
+        """Under a function that grows in each of its arguments, such as a mean of some of them."""
+        lower, upper = self.ends
+        return Interval.between(_of(act, self.clean), act(lower), act(upper))
+
+    def plus(self, other: Interval) -> Interval:
+        """The sum."""
+        (a, r), (b, q) = self.middle, other.middle
+        clean = None if self.clean is None or other.clean is None else self.clean + other.clean
+        return Interval(clean, a + b, r + q)
+
+
+def _of(act: Callable[[Tensor], Tensor], value: Tensor | None) -> Tensor | None:
+    return None if value is None else act(value)
 
 
 class Region(ABC):
@@ -206,7 +243,7 @@ class Bounds:
     @property
     def classes(self) -> int:
         """K."""
-        return self.last.points.shape[1] if self.layer is None else self.layer.out_features
+        return self.last.centre.shape[1] if self.layer is None else self.layer.out_features
 
     def lower(self, specification: Tensor) -> Tensor:
         """Lower bounds (R, S) of C z for specifications C (R, S, K), the last layer joined in.
@@ -290,12 +327,17 @@ def propagate(
     start = torch.cat([region.box().radius.flatten() for region in regions]).mean()
     if not isinstance(last, nn.Linear):
         interval = walk.interval(walk.through(last, value))
-        return Bounds(interval.clean, interval, None, (), walk.hidden, start)
+        return Bounds(_or_none(interval.clean, start), interval, None, (), walk.hidden, start)
     if isinstance(value, _Inputs):
-        none = start.new_zeros(0, last.out_features)
-        logits = none if value.clean is None else last(value.clean)
+        logits = _or_none(_of(last, value.clean), start)
         return Bounds(logits, value.boxes(), last, value.regions, walk.hidden, start)
-    return Bounds(last(value.clean), value, last, (), walk.hidden, start)
+    logits = _or_none(_of(last, value.clean), start)
+    return Bounds(logits, value, last, (), walk.hidden, start)
+
+
+def _or_none(logits: Tensor | None, like: Tensor) -> Tensor:
+    """Of no example, where there is none."""
+    return like.new_zeros(0) if logits is None else logits
 
 
 @dataclass(frozen=True)
@@ -306,13 +348,13 @@ class _Inputs:
     regions: Sequence[Region]
 
     def each(self, act: Callable[[Tensor], Tensor], change: Callable[[Region], Region]) -> _Inputs:
-        clean = None if self.clean is None else act(self.clean)
-        return _Inputs(clean, [change(region) for region in self.regions])
+        return _Inputs(_of(act, self.clean), [change(region) for region in self.regions])
 
     def boxes(self) -> Interval:
         """What any layer but an affine one sees."""
         boxes = [region.box() for region in self.regions]
-        return self._joined([box.centre for box in boxes], [box.radius for box in boxes])
+        centres, radii = [box.centre for box in boxes], [box.radius for box in boxes]
+        return Interval(self.clean, _joined(centres), _joined(radii))
 
     def through(self, layer: nn.Linear | nn.Conv2d) -> Interval:
         """After the first affine layer."""
@@ -321,12 +363,11 @@ class _Inputs:
             region.reach(layer).expand_as(centre)
             for region, centre in zip(self.regions, centres, strict=True)
         ]
-        clean = None if self.clean is None else layer(self.clean)
-        return _Inputs(clean, self.regions)._joined(centres, reaches)
+        return Interval(_of(layer, self.clean), _joined(centres), _joined(reaches))
 
-    def _joined(self, centres: list[Tensor], radii: list[Tensor]) -> Interval:
-        points = centres if self.clean is None else [self.clean, *centres]
-        return Interval(torch.cat(points), torch.cat(radii))
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Normalise(nn.Module):
@@ -383,14 +424,12 @@ class _Walk:
     def _beyond(self, layer: nn.Module, value: Interval) -> Interval:
         kind = type(layer)
         if self._is_affine(layer):
-            radius = _affine(layer, value.radius, layer.weight.abs(), None)  # type: ignore
-            return Interval(layer(value.points), radius)
+            size = layer.weight.abs()  # type: ignore[operator]
+            return value.mapped(layer, lambda radius: _affine(layer, radius, size, None))  # type: ignore[arg-type]
         if kind in _MONOTONE:
             if self.keep and kind is nn.ReLU:
                 self.hidden.append(value)
             return value.monotone(layer)
-        if kind in _LINEAR:
-            return value.linear(layer)
         if isinstance(layer, _BatchNorm):
             return self._normalised(layer, value)
         if kind is nn.Dropout:
@@ -408,7 +447,7 @@ class _Walk:
             active = self._beyond(layer.activation, value)
             rest = self._beyond(layer.rest, active)
             short = value if layer.shortcut is None else self._beyond(layer.shortcut, active)
-            return Interval(rest.points + short.points, rest.radius + short.radius)
+            return rest.plus(short)
         if isinstance(layer, FiLM):
             return self._modulated(layer, value)
         if isinstance(layer, DualNorm):
@@ -420,32 +459,31 @@ class _Walk:
 
     def _modulated(self, layer: FiLM, value: Interval) -> Interval:
         """A map of each feature whose factor does not depend on the input."""
-        zeros = torch.zeros_like(value.radius[:1])
+        zeros = torch.zeros_like(value.centre[:1])
         shift = layer(zeros)
         scale = layer(zeros + 1) - shift
-        return Interval(value.points * scale + shift, value.radius * scale.abs())
+        return value.mapped(lambda h: h * scale + shift, lambda radius: radius * scale.abs())
 
     def _normalised(self, layer: _BatchNorm, value: Interval) -> Interval:
-        axes = [0, *range(2, value.points.dim())]
-        shape = (1, -1, *[1] * (value.points.dim() - 2))
+        axes, shape = _axes(value.centre), (1, -1, *[1] * (value.centre.dim() - 2))
         mean, var = layer.running_mean, layer.running_var
         if layer.training or mean is None or var is None:
-            if not len(value.clean):
+            if value.clean is None:
                 self._refuse(layer, "in train mode it needs clean examples")
+            assert value.clean is not None
             var, mean = torch.var_mean(value.clean, axes, correction=0)
             _follow(layer, mean, var, value.clean.numel() // value.clean.shape[1])
         scale = torch.rsqrt(var + layer.eps)
         if layer.weight is not None:
             scale = scale * layer.weight
-        points = (value.points - mean.view(shape)) * scale.view(shape)
-        if layer.bias is not None:
-            points = points + layer.bias.view(shape)
-        return Interval(points, value.radius * scale.abs().view(shape))
+        shift = -mean * scale if layer.bias is None else layer.bias - mean * scale
+        scale, shift, size = scale.view(shape), shift.view(shape), scale.abs().view(shape)
+        return value.mapped(lambda h: torch.addcmul(shift, h, scale), lambda radius: radius * size)
 
     def _refuse(self, layer: nn.Module, why: str = "") -> Interval:
         named = {id(module): name for name, module in self.model.named_modules()}
         name, kind = named.get(id(layer), "?") or "the model itself", type(layer).__name__
-        known = ", ".join(sorted(cls.__name__ for cls in _MONOTONE | _LINEAR))
+        known = ", ".join(sorted(cls.__name__ for cls in _MONOTONE))
         raise ConfigError(
             "model",
             [
@@ -455,21 +493,30 @@ class _Walk:
         )
 
 
-_MONOTONE: set[type[nn.Module]] = {nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d}
-_LINEAR: set[type[nn.Module]] = {nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten}
-_FUNCTIONS: dict[object, str] = {
-    F.relu: "monotone",
-    torch.relu: "monotone",
-    torch.tanh: "monotone",
-    torch.sigmoid: "monotone",
-    F.max_pool2d: "monotone",
-    F.avg_pool2d: "linear",
-    F.adaptive_avg_pool2d: "linear",
-    torch.flatten: "linear",
-    "relu": "monotone",
-    "tanh": "monotone",
-    "sigmoid": "monotone",
-    "flatten": "linear",
+# Those with no negative weights, such as a mean, among them.
+_MONOTONE: set[type[nn.Module]] = {
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Flatten,
+}
+_FUNCTIONS: set[object] = {
+    F.relu,
+    torch.relu,
+    torch.tanh,
+    torch.sigmoid,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    torch.flatten,
+    "relu",
+    "tanh",
+    "sigmoid",
+    "flatten",
 }
 
 
@@ -509,10 +556,8 @@ class _Graph:
         if node.op == "call_module" and len(given) == 1:
             return self.walk._beyond(self.module.get_submodule(target), given[0])
         if target in _SUMS and len(given) == len(node.args) == 2:
-            first, second = given
-            return Interval(first.points + second.points, first.radius + second.radius)
-        kind = _FUNCTIONS.get(target)
-        if kind is None or len(given) != 1:
+            return given[0].plus(given[1])
+        if target not in _FUNCTIONS or len(given) != 1:
             return self.walk._refuse(self.module, f"it uses {getattr(target, '__name__', target)}")
         rest: Any = node.args[1:]
 
@@ -521,7 +566,7 @@ class _Graph:
             found: Tensor = function(x, *rest, **node.kwargs)
             return found
 
-        return given[0].monotone(act) if kind == "monotone" else given[0].linear(act)
+        return given[0].monotone(act)
 
 
 _SUMS = {torch.add, operator.add, "add"}
@@ -545,15 +590,20 @@ def _dropped(layer: nn.Dropout, value: Interval) -> Interval:
     """One mask for all rows of an example: clean, centre and radius."""
     if not layer.training or not layer.p:
         return value
-    rows = len(value.radius)
+    rows, clean = len(value.radius), value.clean
     mask = F.dropout(torch.ones_like(value.radius), layer.p)
-    examples = len(value.clean)
-    if examples and rows % examples:
-        raise ValueError(f"{rows} regions for {examples} clean examples")
-    if examples:
-        mask = mask[:examples].repeat(rows // examples, *[1] * (mask.dim() - 1))
-    points = value.points * torch.cat([mask[:examples], mask])
-    return Interval(points, value.radius * mask)
+    if clean is None:
+        return value.mapped(lambda h: h * mask, lambda radius: radius * mask)
+    if rows % len(clean):
+        raise ValueError(f"{rows} regions for {len(clean)} clean examples")
+    own = mask[: len(clean)]
+    mask = own.repeat(rows // len(clean), *[1] * (mask.dim() - 1))
+    return Interval(clean * own, value.centre * mask, value.radius * mask)
+
+
+def _axes(value: Tensor) -> list[int]:
+    """All but that of the channels."""
+    return [0, *range(2, value.dim())]
 
 
 @torch.no_grad()

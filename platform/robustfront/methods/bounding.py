@@ -87,7 +87,7 @@ class Bounding(Method):
         groups = self.regions(model, x, y, ctx)
         weight = self.regularise * (1 - ctx.strength)
         kappa = 1 - (1 - self.kappa) * ctx.strength
-        clean = x if kappa > 0 or _has_batch_norm(model) else None
+        clean = x if kappa > 0 or has_batch_norm(model) else None
         every = [region for group in groups for region in group]
         known = propagate(model, every, clean, keep=weight > 0)
         classes = known.classes
@@ -196,7 +196,8 @@ def _not_empty(threat: PerturbationSet) -> PerturbationSet:
     return threat
 
 
-def _has_batch_norm(model: nn.Module) -> bool:
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether its bounds depend on clean examples while it trains."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
