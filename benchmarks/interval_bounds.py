@@ -3,8 +3,8 @@
     uv run python benchmarks/interval_bounds.py
 
 The same model (without dropout), batch, radius and loss, in turn, one CPU thread, in the trainer's
-memory layout; both make a plain pass where batch norm needs one. Times are medians of CPU time. Writes
-interval_bounds.json and interval_bounds.md.
+memory layout; both make a plain pass where batch norm needs one. Times are medians of CPU time.
+Writes interval_bounds.json and interval_bounds.md.
 """
 
 from __future__ import annotations

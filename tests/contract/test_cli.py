@@ -507,6 +507,76 @@ def test_evaluate_names_a_checkpoint_of_another_architecture(cli: Call, copy: Pa
     assert member in done.text and "another architecture" in done.text
 
 
+PROVED = "test/certified_error/linf_0.1/ibp"
+
+
+def test_certify_proves_what_it_can_of_the_front(cli: Call, copy: Path) -> None:
+    before = rf.Sweep.open("tiny")
+    done = cli("certify", "tiny", "--certifier", "ibp")
+    assert done.code == 0, done.text
+    after = rf.Sweep.open("tiny")
+    members = list(before.front()["trial"])
+    for trial in after.state.trials.values():
+        known = before.state.trials[trial.id].metrics
+        assert known.items() <= trial.metrics.items()
+        assert (PROVED in trial.metrics) == (trial.id in members)
+        assert trial.suspect == before.state.trials[trial.id].suspect
+    for member in members:
+        test = after.state.trials[member].test
+        assert test["test/robust_error/linf_0.1/pgd5x2"] <= test[PROVED] <= 1
+        assert f"{100 * test[PROVED]:.1f} [" in done.text
+        folder = copy / "sweeps" / "tiny" / "trials" / member
+        found = Records.load(folder / "test-certified.npz").certified["linf_0.1/ibp"]
+        assert set(found.tolist()) <= {0, 1}
+    again = cli("certify", "tiny", "--certifier", "ibp")
+    assert again.code == 0
+    assert rf.Sweep.open("tiny").state.seq == after.state.seq  # nothing new to tell
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_certify_takes_the_cascade_unless_told_otherwise(cli: Call, copy: Path) -> None:
+    member = rf.Sweep.open("tiny").front()["trial"].iloc[0]
+    assert cli("certify", "tiny", "--trial", member, "--certifier", "ibp").code == 0
+    done = cli("certify", "tiny", "--trial", member)
+    assert done.code == 0, done.text
+    test = rf.Sweep.open("tiny").state.trials[member].test
+    assert test["test/certified_error/linf_0.1/ibp-crown_ibp-crown"] <= test[PROVED]
+
+
+BAD_CERTIFICATES = {
+    "a sweep that is not there": (["tinny"], "did you mean 'tiny'"),
+    "a certifier that is not there": (["tiny", "--certifier", "corwn"], "did you mean 'crown'"),
+    "a trial that is not there": (["tiny", "--trial", "nobody"], "no finished trial begins so"),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD_CERTIFICATES.values(), ids=[*BAD_CERTIFICATES]
+)
+def test_certify_refuses_what_is_wrong_and_writes_nothing(
+    cli: Call, here: Path, arguments: list[str], message: str
+) -> None:
+    done = cli("certify", *arguments)
+    assert done.code == 2
+    assert message in done.text
+
+
+def test_a_proof_that_an_attack_contradicts_stops_the_command(
+    cli: Call, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robustfront.certifiers import propagation
+
+    monkeypatch.setattr(propagation.Box, "reach", lambda self, layer: layer(self.radius) * 0)
+    front = rf.Sweep.open("tiny").front()
+    monkeypatch.setattr(
+        "robustfront.evaluation.certify._begun",
+        lambda records, name, threat: np.full(len(records), -1, np.int8),
+    )
+    done = cli("certify", "tiny", "--certifier", "ibp", "--trial", front["trial"].iloc[-1])
+    assert done.code == 1
+    assert "certified examples are contradicted by linf_0.1/pgd5x2" in done.text
+
+
 def test_an_evaluation_that_is_killed_goes_on_with_the_same_result(cli: Call, copy: Path) -> None:
     member = rf.Sweep.open("tiny").front()["trial"].iloc[0]
     folder = copy / "sweeps" / "tiny" / "trials" / member

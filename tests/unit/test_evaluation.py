@@ -10,7 +10,7 @@ from torch import nn
 
 from robustfront.attacks import FGSM, PGD
 from robustfront.data import Split
-from robustfront.errors import ConfigError, DataError
+from robustfront.errors import ConfigError, DataError, SoundnessError
 from robustfront.evaluation.evaluate import evaluate, measure, transfer_error
 from robustfront.evaluation.metrics import mistakes
 from robustfront.evaluation.records import Records
@@ -285,3 +285,36 @@ def test_examples_of_a_model_fool_itself_and_a_twin_but_not_one_that_looks_elsew
     assert transfer_error(first, first, split, threat, ("t",)) == 1
     assert transfer_error(first, twin, split, threat, ("t",), batch_size=7) == 1
     assert transfer_error(first, other, split, threat, ("t",)) == 0
+
+
+def test_a_proof_that_is_contradicted_is_an_error():
+    label, plain = np.array([0, 1, 2]), np.array([0, 1, 1])
+    attacked = {"linf_0.1/pgd20": np.array([0, 2, 1]), "l2_1/pgd20": np.array([1, 1, 1])}
+    Records(label, plain, attacked, {"linf_0.1/ibp": np.array([1, 0, 0])})
+    Records(label, plain, attacked, {"l2_1/ibp": np.array([0, 1, 0])})
+    with pytest.raises(SoundnessError, match=r"1 certified .* contradicted by linf_0.1/pgd20"):
+        Records(label, plain, attacked, {"linf_0.1/ibp": np.array([1, 1, 0])})
+    with pytest.raises(SoundnessError, match="contradicted by no attack"):
+        Records(label, plain, {}, {"linf_0.1/ibp": np.array([0, 0, 1])})
+
+
+def test_certified_errors_of_several_threats_and_verifiers():
+    label = plain = np.zeros(4, np.int64)
+    records = Records(
+        label,
+        plain,
+        {},
+        {
+            "linf_0.1/ibp": np.array([1, 1, 0, -1], np.int8),
+            "l2_1/ibp": np.array([1, 0, 1, 1], np.int8),
+            "linf_0.1/crown": np.array([1, 1, 1, 0], np.int8),
+            "l2_1/crown": np.array([0, 1, 1, 1], np.int8),
+        },
+    )
+    errors = records.errors("test")
+    assert errors["test/certified_error/linf_0.1/ibp"] == 0.5, "nobody has tried is not certified"
+    assert errors["test/certified_error/union/ibp"] == 0.75
+    assert errors["test/certified_error/union/crown"] == 0.5
+    assert errors["certified_error"] == 0.25, "each verifier's proofs count"
+    again = Records.joined([records, records])
+    assert len(again.certified["l2_1/ibp"]) == 8

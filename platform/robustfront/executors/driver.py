@@ -138,6 +138,9 @@ class Driver:
             return True
         if message["end"] == "full":
             raise StorageError(message["reason"])
+        if message["end"] == "unsound":
+            self.halt(message["reason"])
+            return False
         if message["end"] == "crashed" and self._tries_again(task, message["reason"]):
             return False
         if task.kind == "measure":

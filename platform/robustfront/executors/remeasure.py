@@ -73,7 +73,7 @@ class Remeasurement:
             self._commit(task.trial, message["measured"], message["suspect"])
             return not self.halted
         self._under_way.discard(task.trial)
-        if message["end"] == "full":
+        if message["end"] in ("full", "unsound"):
             self.halt(message["reason"])
         elif message["end"] == "crashed" and self._crashes[task.trial] < self.job.retries:
             self._crashes[task.trial] += 1

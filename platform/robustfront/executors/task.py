@@ -11,7 +11,7 @@ from robustfront.config import Job
 Message = dict[str, Any]
 """What a worker says: {"epoch", "metrics"} after an epoch, {"share"} while it measures,
 {"measured": metrics, "suspect": reasons, or None where nobody looked for any}, and at the end
-{"end", "reason"}; an end is finished, diverged, failed, crashed or full."""
+{"end", "reason"}; an end is finished, diverged, failed, crashed, full or unsound."""
 
 
 @dataclass(frozen=True)

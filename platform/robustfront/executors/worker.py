@@ -31,7 +31,7 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
     """Do a task; whatever goes wrong is a message, the last one.
 
     `failed` is an error that a retry would only repeat, `crashed` one that it may mend, `full` a
-    disk with no room.
+    disk with no room, `unsound` a proof that an attack contradicts: nobody should go on.
     """
     folder = Path(task.folder)
     config = TrialConfig.model_validate(task.config)
@@ -40,15 +40,13 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
         if task.kind == "train":
             for epoch, metrics in run_trial(config, folder, raw):
                 yield {"epoch": epoch, "metrics": metrics}
-        elif task.kind == "measure":
-            yield from _measured(task, config, raw)
         else:
-            for share in certify_final(config, folder, raw):
-                yield {"share": share}
-            yield {"measured": certified_errors(config, folder), "suspect": None}
+            yield from (_measured if task.kind == "measure" else _certified)(task, config, raw)
     except Diverged as error:
         yield {"end": "diverged", "reason": str(error)}
-    except (ConfigError, DataError, SoundnessError) as error:
+    except SoundnessError as error:
+        yield {"end": "unsound", "reason": f"{task.trial}: {error}"}
+    except (ConfigError, DataError) as error:
         yield {"end": "failed", "reason": str(error)}
     except Exception as error:
         if is_full(error):
@@ -80,6 +78,14 @@ def _measured(task: Task, config: TrialConfig, raw: RawData | None) -> Iterator[
         measured |= {f"test/transfer/{threat}/{name}": e for name, e in by_source.items()}
         reasons += stronger_siblings(threat, by_source, folder.name)
     yield {"measured": measured, "suspect": reasons}
+
+
+def _certified(task: Task, config: TrialConfig, raw: RawData | None) -> Iterator[Message]:
+    """What is proved of a member of the front."""
+    folder = Path(task.folder)
+    for share in certify_final(config, folder, raw):
+        yield {"share": share}
+    yield {"measured": certified_errors(config, folder), "suspect": None}
 
 
 def _try_to_write(path: Path, text: str) -> None:

@@ -205,7 +205,8 @@ def certified_errors(config: TrialConfig, folder: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     errors = Records.load(path).errors("test")
-    return {name: error for name, error in errors.items() if "/certified_error/" in name}
+    wanted = ("test/certified_error/", "test/examples")
+    return {name: error for name, error in errors.items() if name.startswith(wanted)}
 
 
 def records_of_certificates(folder: Path) -> Path:
