@@ -17,10 +17,12 @@ from robustfront.data import (
     MNIST,
     Arrays,
     Augment,
+    ConcentricSpheres,
     DataSet,
     Digits,
     FashionMNIST,
     ImageFolder,
+    LinearMargin,
     RawData,
     Split,
     load_data,
@@ -70,6 +72,8 @@ def check(config, data: DataSet) -> None:
 
 def test_every_data_set_is_registered():
     assert set(DATA.classes) == {
+        "concentric_spheres",
+        "linear_margin",
         "arrays",
         "cifar10",
         "digits",
@@ -535,3 +539,38 @@ def test_classes_that_are_no_choice_are_refused(chosen):
 def test_a_class_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"got \[1, 12\], the classes of digits are 0 to 9"):
         load_data(Digits(only_classes=(1, 12)))
+
+
+# -- drawn data, whose margin is known
+
+
+def test_a_linear_margin_is_kept_and_all_else_is_noise():
+    config = LinearMargin(dimension=20, margin=0.15, sigma=0.05, train_examples=4000)
+    raw = config.load()
+    x, y = raw.x_train.reshape(4000, 20), raw.y_train
+    np.testing.assert_allclose(x[:, 0] - 0.5, 0.15 * (2 * y - 1), atol=1e-6)
+    assert 0.45 < y.mean() < 0.55
+    assert x[:, 1:].std() == pytest.approx(0.05, rel=0.02)
+    assert abs(np.corrcoef(x[:, 1], y)[0, 1]) < 0.06
+    assert raw.x_test.shape == (2000, 1, 1, 20)
+    assert not np.array_equal(raw.x_test[:, 0, 0], x[:2000]), "test examples are others"
+
+
+def test_spheres_have_their_radii_in_every_dimension():
+    for dimension in (2, 50):
+        raw = ConcentricSpheres(dimension=dimension, inner=0.2, outer=0.4).load()
+        radii = np.linalg.norm(raw.x_train.reshape(5000, -1) - 0.5, axis=1)
+        np.testing.assert_allclose(radii, np.where(raw.y_train == 1, 0.4, 0.2), atol=1e-5)
+        assert np.abs(raw.x_train.mean(0) - 0.5).max() < 0.02
+    with pytest.raises(ValidationError, match="outer is only"):
+        ConcentricSpheres(inner=0.4, outer=0.3)
+
+
+@pytest.mark.parametrize("kind", [LinearMargin, ConcentricSpheres])
+def test_drawn_data_depend_on_their_seed_alone(kind):
+    first, again, other = (kind(seed=seed).load() for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.x_train, again.x_train)
+    assert not np.array_equal(first.x_train, other.x_train)
+    assert first.x_train.min() >= 0 and first.x_train.max() <= 1
+    split = split_data(kind(val_size=100), first, torch.device("cpu"))
+    assert split.std == (1.0,) and len(split.val) == 100

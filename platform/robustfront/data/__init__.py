@@ -9,10 +9,12 @@ from torch import Tensor
 from robustfront.data.arrays import Arrays
 from robustfront.data.base import DATA, Augment, DataConfig, DataSet, RawData, Split, split_data
 from robustfront.data.cifar10 import CIFAR10
+from robustfront.data.concentric_spheres import ConcentricSpheres
 from robustfront.data.corrupted import Corrupted
 from robustfront.data.digits import Digits
 from robustfront.data.fashion_mnist import FashionMNIST
 from robustfront.data.image_folder import ImageFolder
+from robustfront.data.linear_margin import LinearMargin
 from robustfront.data.mnist import MNIST
 from robustfront.errors import ConfigError, nearest
 from robustfront.problems import validated
@@ -62,6 +64,7 @@ __all__ = [
     "MNIST",
     "Arrays",
     "Augment",
+    "ConcentricSpheres",
     "Corrupted",
     "DataConfig",
     "DataField",
@@ -69,6 +72,7 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "ImageFolder",
+    "LinearMargin",
     "RawData",
     "Split",
     "load_data",
