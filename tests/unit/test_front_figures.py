@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -377,3 +378,19 @@ def test_how_far_examples_carry_over_is_a_table_and_a_map(tmp_path: Path) -> Non
     front.write(tmp_path)
     assert (tmp_path / "transfer.png").read_bytes().startswith(PNG)
     assert len((tmp_path / "transfer.csv").read_text().splitlines()) == 5
+
+
+def test_three_objectives_are_drawn_from_three_sides_and_in_space(tmp_path: Path) -> None:
+    trials = make_trials(12)
+    trials["certified_error"] = trials["robust_error"] + 0.1
+    names = ("standard_error", "robust_error", "certified_error")
+    front = replace(make_front(trials), objectives=names)
+    front.write(tmp_path)
+    assert (tmp_path / "projections.png").stat().st_size > 20_000
+    page = (tmp_path / "pareto.html").read_text()
+    assert 'id="space"' in page and "scatter3d" in page
+    assert "ertified error (%)" in page
+    two = tmp_path / "two"
+    make_front(trials).write(two)
+    assert not (two / "projections.png").exists()
+    assert 'id="space"' not in (two / "pareto.html").read_text()

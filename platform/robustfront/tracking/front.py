@@ -164,14 +164,16 @@ class Front:
     def write(self, folder: Path) -> None:
         """Writes `pareto.csv`, `.json`, `.png` and `.html`, each whole or not at all; `audit.csv`
         where a method's theory says something, `transfer.csv` and `.png` where it is known how far
-        adversarial examples carry over."""
-        from robustfront.tracking import front_html, front_png, transfer_png
+        adversarial examples carry over, `projections.png` where there are three objectives."""
+        from robustfront.tracking import front_html, front_png, projections_png, transfer_png
 
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "pareto.csv", self.to_csv().encode())
         write_bytes(folder / "pareto.json", self.to_json().encode())
         write_bytes(folder / "pareto.png", front_png.render(self))
         write_bytes(folder / "pareto.html", front_html.render(self).encode())
+        if len(self.objectives) == 3 and not self.members.empty:
+            write_bytes(folder / "projections.png", projections_png.render(self))
         if not self.audits.empty:
             write_bytes(folder / "audit.csv", _csv(self.audits).encode())
         if not self.transfer.empty:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from html import escape
 from string import Template
 
+import numpy as np
 import plotly.graph_objects as go
 
 from robustfront.tracking.front import Front, plain_rows
@@ -66,6 +67,7 @@ summary { cursor: pointer; color: $muted; margin-top: 14px; }
 <p>$summary</p>
 <p>$note</p>
 <div class="chart">$chart</div>
+$space
 $members
 $hidden
 </body>
@@ -85,6 +87,7 @@ def render(front: Front) -> str:
         summary=escape(view.summary),
         note=escape(view.note),
         chart=chart,
+        space=_space(view),
         members=_members(view),
         hidden=_hidden(view),
         ink=INK,
@@ -111,6 +114,40 @@ def _figure(view: View) -> go.Figure:
         "annotations": [_nothing_yet()] if view.finished.empty else [],
     }
     return go.Figure({"data": traces, "layout": layout})
+
+
+def _space(view: View) -> str:
+    """All trials by three objectives, to be turned; nothing where there are not three."""
+    names = view.front.objectives
+    if len(names) != 3 or view.finished.empty:
+        return ""
+    traces = [
+        _line(
+            np.empty((0, 2)),
+            escape(series.label),
+            type="scatter3d",
+            mode="markers",
+            **dict(zip("xyz", (100 * series.rows[name] for name in names), strict=True)),
+            hoverinfo="text",
+            hovertext=["<br>".join(map(escape, view.hover(r))) for r in plain_rows(series.rows)],
+            marker={
+                "size": np.where(series.rows["pareto"], 7, 4),
+                "symbol": np.where(series.rows["pareto"], "diamond", "circle"),
+                "color": series.colour,
+            },
+        )
+        for series in view.methods()
+    ]
+    titles = (f"{metric_label(name)} (%)" for name in names)
+    scene = {
+        f"{axis}axis": {"title": {"text": escape(title)}}
+        for axis, title in zip("xyz", titles, strict=True)
+    }
+    layout = {"template": "none", "scene": scene, "margin": {"l": 0, "r": 0, "t": 8, "b": 0}}
+    chart = go.Figure({"data": traces, "layout": layout}).to_html(
+        full_html=False, include_plotlyjs=False, div_id="space", config=_CONTROLS
+    )
+    return f'<h2>All three objectives</h2>\n<div class="chart">{chart}</div>'
 
 
 def _curve(series: Series, points: Points) -> Settings:
