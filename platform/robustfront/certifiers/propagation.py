@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustfront.errors import ConfigError
@@ -128,6 +129,15 @@ class Region(ABC):
     def box(self) -> Box:
         """A box around it."""
 
+    def least(self, rows: Tensor) -> Tensor:
+        """The least values (R, S) of linear functions (R, S, ...) on it."""
+        middle = (rows * self.centre[:, None]).flatten(2).sum(2)
+        return middle - self.spread(rows)
+
+    @abstractmethod
+    def spread(self, rows: Tensor) -> Tensor:
+        """How far below their values at the centre these are, (R, S)."""
+
 
 @dataclass(frozen=True)
 class Box(Region):
@@ -151,6 +161,10 @@ class Box(Region):
     def box(self) -> Box:
         """Itself."""
         return self
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """|A| radius."""
+        return (rows.abs() * self.radius[:, None]).flatten(2).sum(2)
 
 
 @dataclass(frozen=True)
@@ -190,9 +204,66 @@ class Ball(Region):
         parts = [(row[:, None] * seen[0]).amax(0) for row in rows]
         return torch.stack(parts).view(shape)
 
+    def spread(self, rows: Tensor) -> Tensor:
+        """eps times the dual norm of A * scale."""
+        dual = 2.0 if self.threat.norm == "l2" else math.inf
+        scaled = (rows * self.scale[:, None]).flatten(2)
+        sizes: Tensor = torch.linalg.vector_norm(scaled, dual, dim=2)
+        return float(self.threat.eps) * sizes
+
     def box(self) -> Box:
         """The smallest one."""
         return Box(self.centre, (float(self.threat.eps) * self.scale).expand_as(self.centre))
+
+
+Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Linear functions (R, S, ...) of a layer's output as functions of its input, and constants (R, S)
+that go with them."""
+
+
+def _back_through(layer: nn.Linear | nn.Conv2d, shape: Sequence[int]) -> Pull:
+    """Of an affine layer whose inputs have a shape."""
+    bias = layer.bias
+
+    def linear(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows @ layer.weight, rows.new_zeros(()) if bias is None else rows @ bias
+
+    def convolution(rows: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(layer, nn.Conv2d)
+        several = rows.flatten(0, 1)
+        moves: Any = (layer.stride, layer.padding, layer.dilation)
+        before: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
+            [len(several), *shape], layer.weight, several, *moves
+        )
+        constant = rows.new_zeros(()) if bias is None else rows.sum((3, 4)) @ bias
+        return before.reshape(*rows.shape[:2], *shape), constant
+
+    return linear if isinstance(layer, nn.Linear) else convolution
+
+
+def _back_through_affine(scale: Tensor, shift: Tensor) -> Pull:
+    """Of x * scale + shift, both (1, C, ...)."""
+
+    def pull(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows * scale[:, None], (rows * shift[:, None]).flatten(2).sum(2)
+
+    return pull
+
+
+def _back_through_relu(seen: Interval) -> Pull:
+    """Of ReLU on what it sees."""
+    lower, upper = (end[:, None] for end in seen.ends)
+
+    def pull(rows: Tensor) -> tuple[Tensor, Tensor]:
+        high = upper.clamp(min=0)
+        # The line between the ends; where the unit is on or off, the unit itself.
+        slope = high / (high - lower.clamp(max=0)).clamp(min=1e-12)
+        under = (upper > -lower).to(rows.dtype)
+        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+        constant = (negative * (-slope * lower.clamp(max=0))).flatten(2).sum(2)
+        return positive * under + negative * slope, constant
+
+    return pull
 
 
 def regions_of(threat: PerturbationSet, x: Tensor) -> list[Region]:
@@ -230,6 +301,7 @@ class Bounds:
         layer: the last layer, where it is linear.
         regions: what it sees where it is the first affine layer, too.
         start: mean half width of the boxes around the normalised inputs, a scalar.
+        traced: the regions, and how linear functions go back through each layer but the last.
         hidden: what each ReLU sees, where asked for.
     """
 
@@ -239,6 +311,7 @@ class Bounds:
     regions: Sequence[Region]
     hidden: Sequence[Interval]
     start: Tensor
+    traced: tuple[Sequence[Region], Sequence[Pull]]
 
     @property
     def classes(self) -> int:
@@ -269,6 +342,28 @@ class Bounds:
             middle = middle + specification @ self.layer.bias
         return middle - torch.einsum("rsf,rf->rs", rows.abs(), radius)
 
+    def backward(self, specification: Tensor) -> Tensor:
+        """The same as `lower` by one backward pass of linear bounds (CROWN-IBP); needs `trace`.
+
+        Where a ReLU may be on or off, it is bounded from above by the line between its ends, from
+        below by 0 or by its input, whichever leaves less.
+
+        Source: arXiv:1906.06316, section 3, and arXiv:1811.00866 for the slopes.
+        """
+        regions, tape = self.traced
+        rows, constant = specification, specification.new_zeros(())
+        if self.layer is not None:
+            rows, constant = _back_through(self.layer, (self.layer.in_features,))(rows)
+        for pull in reversed(tape):
+            rows, more = pull(rows)
+            constant = constant + more
+        found, first = [], 0
+        for region in regions:
+            part = rows[first : first + len(region.centre)]
+            first += len(part)
+            found.append(region.least(part))
+        return torch.cat(found) + constant
+
     def _first_and_last(self, specification: Tensor, rows: Tensor) -> Tensor:
         """For a model of one affine layer: exact for a ball or a box."""
         assert self.layer is not None
@@ -276,17 +371,10 @@ class Bounds:
         for region in self.regions:
             part = slice(first, first + len(region.centre))
             first = part.stop
-            middle = torch.einsum("rsf,rf->rs", rows[part], region.centre)
-            if isinstance(region, Box):
-                reach = torch.einsum("rsf,rf->rs", rows[part].abs(), region.radius)
-            else:
-                assert isinstance(region, Ball)
-                dual = 2.0 if region.threat.norm == "l2" else math.inf
-                scaled = rows[part] * region.scale
-                reach = float(region.threat.eps) * torch.linalg.vector_norm(scaled, dual, dim=2)
+            lowest = region.least(rows[part])
             if self.layer.bias is not None:
-                middle = middle + specification[part] @ self.layer.bias
-            found.append(middle - reach)
+                lowest = lowest + specification[part] @ self.layer.bias
+            found.append(lowest)
         return torch.cat(found)
 
 
@@ -300,7 +388,11 @@ def margins_of(y: Tensor, classes: int) -> Tensor:
 
 
 def propagate(
-    model: nn.Module, regions: Sequence[Region], clean: Tensor | None = None, keep: bool = False
+    model: nn.Module,
+    regions: Sequence[Region],
+    clean: Tensor | None = None,
+    keep: bool = False,
+    trace: bool = False,
 ) -> Bounds:
     """Bounds of a model over regions of inputs, one after the other along the batch.
 
@@ -312,27 +404,34 @@ def propagate(
         regions: of inputs (R, C, H, W) in [0, 1]; they sum to R examples.
         clean: (M, C, H, W).
         keep: keep what each ReLU sees.
+        trace: keep what `Bounds.backward` needs.
 
     Raises:
-        ConfigError: a layer that cannot be bounded, by name; batch norm in train mode without
-            clean examples.
+        ConfigError: a layer that cannot be bounded, or not backward where it is to be traced, by
+            name; batch norm in train mode without clean examples.
     """
-    walk = _Walk(model, keep)
+    walk, given = _Walk(model, keep, trace), regions
     *layers, last = flattened(model)
     value: _Inputs | Interval = _Inputs(clean, regions)
     for layer in layers:
         value = walk.through(layer, value)
-        if isinstance(layer, Normalise) and isinstance(value, _Inputs):
+        if isinstance(value, _Inputs):
             regions = value.regions
     start = torch.cat([region.box().radius.flatten() for region in regions]).mean()
-    if not isinstance(last, nn.Linear):
-        interval = walk.interval(walk.through(last, value))
-        return Bounds(_or_none(interval.clean, start), interval, None, (), walk.hidden, start)
-    if isinstance(value, _Inputs):
-        logits = _or_none(_of(last, value.clean), start)
-        return Bounds(logits, value.boxes(), last, value.regions, walk.hidden, start)
-    logits = _or_none(_of(last, value.clean), start)
-    return Bounds(logits, value, last, (), walk.hidden, start)
+    joined = last if isinstance(last, nn.Linear) else None
+    if joined is None:
+        value = walk.through(last, value)
+    first = isinstance(value, _Inputs) and joined is not None
+    seen = walk.interval(value)
+    return Bounds(
+        clean=_or_none(seen.clean if joined is None else _of(joined, seen.clean), start),
+        last=seen,
+        layer=joined,
+        regions=regions if first else (),
+        hidden=walk.hidden,
+        start=start,
+        traced=(given, walk.tape),
+    )
 
 
 def _or_none(logits: Tensor | None, like: Tensor) -> Tensor:
@@ -394,9 +493,10 @@ def flattened(model: nn.Module) -> list[nn.Module]:
 class _Walk:
     """One pass through a model."""
 
-    def __init__(self, model: nn.Module, keep: bool) -> None:
-        self.model, self.keep = model, keep
+    def __init__(self, model: nn.Module, keep: bool, trace: bool) -> None:
+        self.model, self.keep, self.trace = model, keep, trace
         self.hidden: list[Interval] = []
+        self.tape: list[Pull] = []
 
     def interval(self, value: _Inputs | Interval) -> Interval:
         """What layers beyond the first affine one work on."""
@@ -405,35 +505,47 @@ class _Walk:
     def through(self, layer: nn.Module, value: _Inputs | Interval) -> _Inputs | Interval:
         """After one layer, or a module of several."""
         if isinstance(value, _Inputs):
+            shape = value.regions[0].centre.shape[1:]
             if isinstance(layer, Normalise):
+                self._note(_back_through_affine(1 / layer.std, -layer.mean / layer.std))
                 return value.each(layer, lambda region: region.divided(layer.mean, layer.std))
             if type(layer) is nn.Flatten and layer.start_dim == 1 and layer.end_dim == -1:
+                self._note(lambda rows: (rows.reshape(*rows.shape[:2], *shape), rows.new_zeros(())))
                 return value.each(layer, lambda region: region.flat())
             if self._is_affine(layer):
+                self._note(_back_through(layer, shape))  # type: ignore[arg-type]
                 return value.through(layer)  # type: ignore[arg-type]
-        found = self._beyond(layer, self.interval(value))
-        return found
+        return self._beyond(layer, self.interval(value))
+
+    def _note(self, pull: Pull) -> None:
+        if self.trace:
+            self.tape.append(pull)
 
     def _is_affine(self, layer: nn.Module) -> bool:
         if type(layer) is nn.Conv2d:
             if layer.groups != 1 or layer.padding_mode != "zeros":
                 self._refuse(layer)
+            if self.trace and isinstance(layer.padding, str):
+                self._refuse(layer, f"going backward with padding {layer.padding!r}")
             return True
         return type(layer) is nn.Linear
 
     def _beyond(self, layer: nn.Module, value: Interval) -> Interval:
         kind = type(layer)
         if self._is_affine(layer):
+            self._note(_back_through(layer, value.centre.shape[1:]))  # type: ignore[arg-type]
             size = layer.weight.abs()  # type: ignore[operator]
             return value.mapped(layer, lambda radius: _affine(layer, radius, size, None))  # type: ignore[arg-type]
         if kind in _MONOTONE:
             if self.keep and kind is nn.ReLU:
                 self.hidden.append(value)
+            if self.trace:
+                self._note_monotone(layer, value)
             return value.monotone(layer)
         if isinstance(layer, _BatchNorm):
             return self._normalised(layer, value)
         if kind is nn.Dropout:
-            return _dropped(layer, value)  # type: ignore[arg-type]
+            return self._dropped(layer, value)  # type: ignore[arg-type]
         if isinstance(layer, nn.Identity):
             return value
         if kind is nn.Sequential:
@@ -442,7 +554,18 @@ class _Walk:
             return value
         return self._composed(layer, value)
 
+    def _note_monotone(self, layer: nn.Module, value: Interval) -> None:
+        shape = value.centre.shape[1:]
+        if type(layer) is nn.ReLU:
+            self._note(_back_through_relu(value))
+        elif type(layer) is nn.Flatten:
+            self._note(lambda rows: (rows.reshape(*rows.shape[:2], *shape), rows.new_zeros(())))
+        else:
+            self._refuse(layer, "going backward")
+
     def _composed(self, layer: nn.Module, value: Interval) -> Interval:
+        if self.trace:
+            return self._refuse(layer, "going backward")
         if isinstance(layer, PreActBlock):
             active = self._beyond(layer.activation, value)
             rest = self._beyond(layer.rest, active)
@@ -478,7 +601,22 @@ class _Walk:
             scale = scale * layer.weight
         shift = -mean * scale if layer.bias is None else layer.bias - mean * scale
         scale, shift, size = scale.view(shape), shift.view(shape), scale.abs().view(shape)
+        self._note(_back_through_affine(scale, shift))
         return value.mapped(lambda h: torch.addcmul(shift, h, scale), lambda radius: radius * size)
+
+    def _dropped(self, layer: nn.Dropout, value: Interval) -> Interval:
+        """One mask for all rows of an example: clean, centre and radius."""
+        if not layer.training or not layer.p:
+            return value
+        rows, clean = len(value.radius), value.clean
+        mask = F.dropout(torch.ones_like(value.radius), layer.p)
+        if clean is not None:
+            if rows % len(clean):
+                raise ValueError(f"{rows} regions for {len(clean)} clean examples")
+            own = mask[: len(clean)]
+            mask, clean = own.repeat(rows // len(clean), *[1] * (mask.dim() - 1)), clean * own
+        self._note(lambda a: (a * mask[:, None], a.new_zeros(())))
+        return Interval(clean, value.centre * mask, value.radius * mask)
 
     def _refuse(self, layer: nn.Module, why: str = "") -> Interval:
         named = {id(module): name for name, module in self.model.named_modules()}
@@ -584,21 +722,6 @@ def _affine(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, bias: Tenso
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
     return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
-
-
-def _dropped(layer: nn.Dropout, value: Interval) -> Interval:
-    """One mask for all rows of an example: clean, centre and radius."""
-    if not layer.training or not layer.p:
-        return value
-    rows, clean = len(value.radius), value.clean
-    mask = F.dropout(torch.ones_like(value.radius), layer.p)
-    if clean is None:
-        return value.mapped(lambda h: h * mask, lambda radius: radius * mask)
-    if rows % len(clean):
-        raise ValueError(f"{rows} regions for {len(clean)} clean examples")
-    own = mask[: len(clean)]
-    mask = own.repeat(rows // len(clean), *[1] * (mask.dim() - 1))
-    return Interval(clean * own, value.centre * mask, value.radius * mask)
 
 
 def _axes(value: Tensor) -> list[int]:

@@ -8,6 +8,7 @@ from robustfront.methods.base import METHODS, LossTerms, Method, StepContext, kl
 from robustfront.methods.cc_ibp import CCIBP
 from robustfront.methods.clp import CLP
 from robustfront.methods.clp_noise import CLPNoise
+from robustfront.methods.crown_ibp import CROWNIBPTraining
 from robustfront.methods.cure import CURE
 from robustfront.methods.dale import DALE
 from robustfront.methods.e_at import EAT
@@ -34,6 +35,7 @@ else:
 __all__ = [
     "ALP",
     "CCIBP",
+    "CROWNIBPTraining",
     "CURE",
     "ExpIBP",
     "IBPTraining",

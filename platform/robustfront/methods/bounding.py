@@ -70,6 +70,14 @@ class Bounding(Method):
             margins: lower bounds (N, K - 1) for each group of regions.
         """
 
+    def traces(self, ctx: StepContext) -> bool:
+        """Whether its bounds need a backward pass, too."""
+        return False
+
+    def lower(self, known: Bounds, rule: Tensor, ctx: StepContext) -> Tensor:
+        """Bounds of the margins that a specification names: interval bounds."""
+        return known.lower(rule)
+
     def initialise(self, model: nn.Module) -> None:
         """Normal weights with a variance of 2 pi / fan_in^2, in all layers but the last.
 
@@ -89,9 +97,9 @@ class Bounding(Method):
         kappa = 1 - (1 - self.kappa) * ctx.strength
         clean = x if kappa > 0 or has_batch_norm(model) else None
         every = [region for group in groups for region in group]
-        known = propagate(model, every, clean, keep=weight > 0)
-        classes = known.classes
-        margins = known.lower(margins_of(y.repeat(len(groups)), classes)).chunk(len(groups))
+        known = propagate(model, every, clean, keep=weight > 0, trace=self.traces(ctx))
+        rule = margins_of(y.repeat(len(groups)), known.classes)
+        margins = self.lower(known, rule, ctx).chunk(len(groups))
         terms = dict(self.robust(margins, ctx))
         total = (1 - kappa) * terms["robust"]
         if kappa > 0:
