@@ -30,6 +30,10 @@ Address = Annotated[
     str | None,
     typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster; else Ray starts here."),
 ]
+One = Annotated[str | None, typer.Option(metavar="ID", help="One finished trial, not the front.")]
+SameExecutor = Annotated[
+    Literal["ray", "inline"] | None, typer.Option(help="By default the one the sweep began with.")
+]
 Where = Annotated[
     Path | None,
     typer.Option(help="Write it to this file."),
@@ -62,10 +66,7 @@ def resume(
     ] = "resume",
     settings: Settings = None,
     address: Address = None,
-    executor: Annotated[
-        Literal["ray", "inline"] | None,
-        typer.Option(help="By default the one the sweep began with."),
-    ] = None,
+    executor: SameExecutor = None,
 ) -> None:
     """Go on with a sweep where it stopped, or extend it (--set search.trials=48)."""
     from robustfront import sweep
@@ -135,17 +136,12 @@ def front(
 @app.command()
 def evaluate(
     name: Name,
-    trial: Annotated[
-        str | None, typer.Option(metavar="ID", help="One finished trial, not the front.")
-    ] = None,
+    trial: One = None,
     suite: Annotated[
         str | None, typer.Option(metavar="NAME", help="An attack; else the job's evaluate.final.")
     ] = None,
     address: Address = None,
-    executor: Annotated[
-        Literal["ray", "inline"] | None,
-        typer.Option(help="By default the one the sweep began with."),
-    ] = None,
+    executor: SameExecutor = None,
 ) -> None:
     """Measure the front on the test split once more, with a stronger suite."""
     from robustfront import report, sweep
@@ -159,18 +155,13 @@ def evaluate(
 @app.command()
 def certify(
     name: Name,
-    trial: Annotated[
-        str | None, typer.Option(metavar="ID", help="One finished trial, not the front.")
-    ] = None,
+    trial: One = None,
     certifier: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="ibp, crown, ...; else the job's, or the cascade."),
     ] = None,
     address: Address = None,
-    executor: Annotated[
-        Literal["ray", "inline"] | None,
-        typer.Option(help="By default the one the sweep began with."),
-    ] = None,
+    executor: SameExecutor = None,
 ) -> None:
     """Prove robustness of the front's members on the test split, example by example."""
     from robustfront import report, sweep

@@ -128,36 +128,36 @@ def show_end(sweep: Sweep) -> None:
 
 def show_measured(sweep: Sweep, attack: str, trials: Sequence[str]) -> None:
     """The errors of some trials on the test split under an attack."""
-    console = Console(highlight=False)
-    threats = [threat.name for threat in sweep.job.threat]
-    names = [*threats, "union"] if len(threats) > 1 else threats
-    title = f"{sweep.name}: {attack}, test split; errors in % with 95 % intervals over examples"
-    table = Table("trial", "standard error", title=title, box=None, title_justify="left")
-    for name in names:
-        table.add_column(f"robust error {name.replace('_', ' ')}")
-    for trial in trials:
-        test = sweep.state.trials[trial].test
-        found = [test.get(f"test/robust_error/{name}/{attack}") for name in names]
-        cells = [_with_interval(e, test) for e in (test.get("test/standard_error"), *found)]
-        table.add_row(trial, *cells)
-    console.print(table)
-    for problem in sweep.problems:
-        console.print(problem, style="red", markup=False, soft_wrap=True)
+    columns = {"standard error": "test/standard_error"}
+    for name in _perturbation_sets(sweep):
+        columns[f"robust error {name.replace('_', ' ')}"] = f"test/robust_error/{name}/{attack}"
+    _show_errors(sweep, attack, trials, columns)
 
 
 def show_certified(sweep: Sweep, verifier: str, trials: Sequence[str]) -> None:
     """The errors of some trials on the test split that a certifier leaves."""
-    console = Console(highlight=False)
+    columns = {
+        f"certified error {name.replace('_', ' ')}": f"test/certified_error/{name}/{verifier}"
+        for name in _perturbation_sets(sweep)
+    }
+    _show_errors(sweep, verifier, trials, columns)
+
+
+def _perturbation_sets(sweep: Sweep) -> list[str]:
+    """Each threat, and their union where there are several."""
     threats = [threat.name for threat in sweep.job.threat]
-    names = [*threats, "union"] if len(threats) > 1 else threats
-    title = f"{sweep.name}: {verifier}, test split; errors in % with 95 % intervals over examples"
-    table = Table("trial", title=title, box=None, title_justify="left")
-    for name in names:
-        table.add_column(f"certified error {name.replace('_', ' ')}")
+    return [*threats, "union"] if len(threats) > 1 else threats
+
+
+def _show_errors(sweep: Sweep, by: str, trials: Sequence[str], columns: Mapping[str, str]) -> None:
+    """Test errors of some trials with intervals; columns are metrics by their heads."""
+    console = Console(highlight=False)
+    title = f"{sweep.name}: {by}, test split; errors in % with 95 % intervals over examples"
+    table = Table("trial", *columns, title=title, box=None, title_justify="left")
     for trial in trials:
         test = sweep.state.trials[trial].test
-        found = [test.get(f"test/certified_error/{name}/{verifier}") for name in names]
-        table.add_row(trial, *[_with_interval(error, test) for error in found])
+        cells = [_with_interval(test.get(metric), test) for metric in columns.values()]
+        table.add_row(trial, *cells)
     console.print(table)
     for problem in sweep.problems:
         console.print(problem, style="red", markup=False, soft_wrap=True)

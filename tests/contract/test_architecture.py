@@ -51,7 +51,7 @@ FOLDERS: dict[str, tuple[ModuleType, Any, set[str], int]] = {
     "attacks": (attacks, attacks.ATTACKS, {"base", "goals"}, 2),
     "methods": (methods, methods.METHODS, {"base", "bounding"}, 3),
     "models": (models, models.MODELS, {"base", "conditioned"}, 6),
-    "data": (data, data.DATA, {"base", "corrupted", "torchvision_sets"}, 6),
+    "data": (data, data.DATA, {"base", "corrupted", "drawn", "torchvision_sets"}, 6),
     "updates": (updates, updates.UPDATES, {"base"}, 1),
     "certifiers": (certifiers, certifiers.CERTIFIERS, {"base", "propagation", "relaxation"}, 5),
     "unseen": (unseen, unseen.UNSEEN, {"base"}, 3),

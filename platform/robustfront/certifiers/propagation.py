@@ -335,7 +335,9 @@ class Bounds:
         else:
             rows = specification @ self.layer.weight
             if self.regions:
-                return self._first_and_last(specification, rows)
+                lowest = _least(self.regions, rows)
+                bias = self.layer.bias
+                return lowest if bias is None else lowest + specification @ bias
             centre, radius = self.last.centre, self.last.radius
         middle = torch.einsum("rsf,rf->rs", rows, centre)
         if self.layer is not None and self.layer.bias is not None:
@@ -357,25 +359,13 @@ class Bounds:
         for pull in reversed(tape):
             rows, more = pull(rows)
             constant = constant + more
-        found, first = [], 0
-        for region in regions:
-            part = rows[first : first + len(region.centre)]
-            first += len(part)
-            found.append(region.least(part))
-        return torch.cat(found) + constant
+        return _least(regions, rows) + constant
 
-    def _first_and_last(self, specification: Tensor, rows: Tensor) -> Tensor:
-        """For a model of one affine layer: exact for a ball or a box."""
-        assert self.layer is not None
-        found, first = [], 0
-        for region in self.regions:
-            part = slice(first, first + len(region.centre))
-            first = part.stop
-            lowest = region.least(rows[part])
-            if self.layer.bias is not None:
-                lowest = lowest + specification[part] @ self.layer.bias
-            found.append(lowest)
-        return torch.cat(found)
+
+def _least(regions: Sequence[Region], rows: Tensor) -> Tensor:
+    """Least values (R, S) of linear functions (R, S, ...), each on its own part of the regions."""
+    parts = torch.split(rows, [len(region.centre) for region in regions])
+    return torch.cat([region.least(part) for region, part in zip(regions, parts, strict=True)])
 
 
 def margins_of(y: Tensor, classes: int) -> Tensor:

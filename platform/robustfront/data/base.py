@@ -231,7 +231,7 @@ def split_data(config: DataConfig, raw: RawData, device: torch.device) -> DataSe
     Raises:
         ConfigError: more examples are asked for than there are.
     """
-    test, raw = split_of_test(config, raw, device), config.selected(raw)
+    raw = config.selected(raw)
     val_size, train_size = _sizes(config, len(raw.y_train))
     source = np.random.Generator(np.random.PCG64(seed_of("split", config.split_seed)))
     order = source.permutation(len(raw.y_train))
@@ -247,7 +247,7 @@ def split_data(config: DataConfig, raw: RawData, device: torch.device) -> DataSe
     return DataSet(
         train=chosen(train),
         val=chosen(val),
-        test=test,
+        test=split_of_test(raw, device),
         shape=config.shape,
         classes=config.outputs,
         mean=mean,
@@ -255,9 +255,8 @@ def split_data(config: DataConfig, raw: RawData, device: torch.device) -> DataSe
     )
 
 
-def split_of_test(config: DataConfig, raw: RawData, device: torch.device) -> Split:
-    """The test split of the classes used."""
-    raw = config.selected(raw)
+def split_of_test(raw: RawData, device: torch.device) -> Split:
+    """The test split."""
     return Split(_tensor(raw.x_test, device), _tensor(raw.y_test, device), raw.scale)
 
 

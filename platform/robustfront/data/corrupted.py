@@ -44,7 +44,8 @@ class Corrupted:
         """The images under one corruption, of the classes that are used."""
         images, labels = self._array(name), self._array("labels").astype(np.int64)
         x = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-        return split_of_test(self.config, RawData(x[:0], labels[:0], x, labels, 255), device)
+        raw = RawData(x[:0], labels[:0], x, labels, 255)
+        return split_of_test(self.config.selected(raw), device)
 
     def _problems(self) -> Iterator[str]:
         labels, last = self._array("labels"), self.config.classes - 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustfront.attacks import Attack
+from robustfront.attacks import PGD, Attack, AttackField
 from robustfront.certifiers.propagation import (
     Ball,
     Bounds,
@@ -117,6 +117,32 @@ class Bounding(Method):
         return LossTerms(total, terms)
 
 
+class Mixing(Bounding):
+    """A mixture of what an attack finds and of interval bounds over the whole threat.
+
+    `robust` is given the margins at attacked inputs, then the bounds.
+
+    Args:
+        weight: of the bounds; 1 is IBP, 0 adversarial training.
+        inner: the attack.
+    """
+
+    weight: Share
+    inner: AttackField = PGD(steps=8, rel_step_size=0.25)
+
+    @property
+    def forward_equivalents(self) -> float:
+        """The search; clean, attacked input and bounds, each with centre and radius."""
+        return self.inner.forward_equivalents + 18
+
+    def regions(
+        self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext
+    ) -> list[list[Region]]:
+        """An input that the attack finds, and everything that the threat allows."""
+        found = searched(self.inner, model, x, y, ctx)
+        return [[Box(found, torch.zeros_like(found))], whole(ctx.threat, x)]
+
+
 def verified_ce(margins: Tensor) -> Tensor:
     """-log of the least probability that the label has, (N,), of lower bounds of margins."""
     return F.softplus(torch.logsumexp(-margins, dim=1))
@@ -125,11 +151,6 @@ def verified_ce(margins: Tensor) -> Tensor:
 def whole(threat: PerturbationSet, x: Tensor) -> list[Region]:
     """All that a threat allows; a little where it allows nothing."""
     return regions_of(_not_empty(threat), x)
-
-
-def points(x: Tensor) -> list[Region]:
-    """Regions without extent."""
-    return [Box(x, torch.zeros_like(x))]
 
 
 def parts_around(threat: PerturbationSet, x: Tensor, found: Tensor, share: float) -> list[Region]:
