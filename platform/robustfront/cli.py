@@ -117,18 +117,27 @@ def status(name: Annotated[str | None, typer.Argument(metavar="[SWEEP]")] = None
 @app.command()
 def front(
     name: Name,
-    split: Annotated[str, typer.Option(help="val, or test.")] = "val",
+    split: Annotated[
+        str | None, typer.Option(help="val, or test; an ablation: test once it is measured.")
+    ] = None,
     x: Annotated[str | None, typer.Option(metavar="METRIC")] = None,
     y: Annotated[str | None, typer.Option(metavar="METRIC")] = None,
     csv: Where = None,
     png: Where = None,
     html: Where = None,
 ) -> None:
-    """The front of a sweep as table, picture or file."""
+    """The front of a sweep, or the effects of an ablation, as table, picture or file."""
     from robustfront import report
     from robustfront.sweep import Sweep
 
-    view = Sweep.open(name).front_view(split, x, y)
+    sweep = Sweep.open(name)
+    if sweep.job.ablation is not None:
+        report.require_no_axes(x, y, html)
+        effects = sweep.effects(split)
+        report.save_effects(effects, csv, png)
+        report.show_effects(effects)
+        return
+    view = sweep.front_view(split or "val", x, y)
     report.save_front(view, csv, png, html)
     report.show_front(view)
 
@@ -218,7 +227,10 @@ def ui(
 def _conclude(done: Sweep) -> None:
     from robustfront import report
 
-    report.show_front(done.front_view())
+    if done.job.ablation is None:
+        report.show_front(done.front_view())
+    else:
+        report.show_effects(done.effects())
     report.show_end(done)
     if done.problems or done.state.count("failed"):
         raise typer.Exit(1)

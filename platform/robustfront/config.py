@@ -25,8 +25,9 @@ from pydantic import (
     model_validator,
 )
 
+from robustfront.ablation import Ablation
 from robustfront.attacks import ATTACKS, PGD, Attack, AttackField
-from robustfront.certifiers import CertifierField
+from robustfront.certifiers import Certifier, CertifierField
 from robustfront.cost import Cost
 from robustfront.data import DataField
 from robustfront.errors import ConfigError, nearest
@@ -274,6 +275,24 @@ class TrialConfig(Component):
             raise ValueError(f"given twice ({', '.join(names)})")
         return threats
 
+    @field_validator("evaluate")
+    @classmethod
+    def _attacks_for_these_threats(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
+        norms = {threat.norm for threat in info.data.get("threat", ())}
+        asked: dict[str, Attack | Certifier | None] = {
+            "attack": evaluate.attack,
+            "final": evaluate.final.attack,
+            "certify": evaluate.certify,
+            "final.certify": evaluate.final.certify,
+        }
+        for key, one in asked.items():
+            if one is not None and (missing := norms - {*one.norms}):
+                allowed = ", ".join(one.norms)
+                raise ValueError(
+                    f"{key}: {one.name} has no {', '.join(sorted(missing))} (has: {allowed})"
+                )
+        return evaluate
+
     @field_validator("objectives")
     @classmethod
     def _measured_objectives(
@@ -486,7 +505,8 @@ class Job(TrialConfig):
 
     name: Annotated[str, Field(pattern=NAME, max_length=100)]
     search_space: dict[str, Any] = {}
-    search: Search = Search()
+    ablation: Ablation | None = None
+    search: Search = Field(default=Search(), validate_default=True)
     ledger: LedgerStore = LedgerStore()
     tracking: Tracking = Tracking()
     on_divergence: Literal["worst", "fail"] = "worst"
@@ -496,6 +516,31 @@ class Job(TrialConfig):
     storage: str | None = None
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @field_validator("ablation")
+    @classmethod
+    def _tuned_for_an_objective(
+        cls, ablation: Ablation | None, info: ValidationInfo
+    ) -> Ablation | None:
+        known = info.data.get("objectives", ())
+        wanted = None if ablation is None else ablation.tune_for
+        if wanted is not None and known and wanted not in known:
+            raise ValueError(f"tune_for: got {wanted!r}{nearest(wanted, known)}")
+        return ablation
+
+    @field_validator("search")
+    @classmethod
+    def _search_follows_ablation(cls, search: Search, info: ValidationInfo) -> Search:
+        """A design says itself how many trials there are, and all of them are seen whole."""
+        ablation = info.data.get("ablation")
+        if ablation is None:
+            return search
+        said = {"trials", "seeds", "scheduler", "warm_start"} & search.model_fields_set
+        if said:
+            raise ValueError(f"{', '.join(sorted(said))}: an ablation decides that")
+        trials = len(ablation.cells()) * ablation.trials_per_cell
+        design = {"trials": trials, "seeds": ablation.seeds, "scheduler": None}
+        return search.model_copy(update=design)
 
     @field_validator("search")
     @classmethod
@@ -528,6 +573,12 @@ class Job(TrialConfig):
         if isinstance(raw, Mapping):
             job._given = {key: raw[key] for key in TrialConfig.model_fields if key in raw}
         return job
+
+    @property
+    def tuned_for(self) -> int:
+        """The place among the objectives of the one that an ablation tunes for."""
+        wanted = None if self.ablation is None else self.ablation.tune_for
+        return len(self.objectives) - 1 if wanted is None else self.objectives.index(wanted)
 
     def trial(self, values: Mapping[str, Any], seed: int) -> TrialConfig:
         """The configuration of one trial: the job's settings with `values` (dotted keys) set.

@@ -15,6 +15,7 @@ from robustfront.executors.choose import local_concurrency
 from robustfront.methods import StepContext
 from robustfront.randomness import Rng
 from robustfront.search.plan import Plan
+from robustfront.search.space import Space
 from robustfront.sweep import Sweep, sweep_folders
 from robustfront.training.determinism import reset_process
 
@@ -48,7 +49,7 @@ def estimate(plan: Plan) -> Estimate:
     Early stopping takes from it; further seeds and the final measurement of the front come on top.
     """
     job = plan.job
-    size = plan.space.size()
+    size = None if job.ablation else plan.space.size()
     trials = min(job.search.trials, size or job.search.trials)
     concurrency = local_concurrency(job)
     if not job.data.is_local:
@@ -58,7 +59,7 @@ def estimate(plan: Plan) -> Estimate:
         data = split_data(job.data, job.data.load(), torch.device("cpu"))
     except DataError as error:
         return Estimate(trials, None, None, concurrency, reason=str(error))
-    sampled = [job.trial(plan.space.sample(index), 0) for index in range(_SAMPLES)]
+    sampled = _sampled(plan)
     passes = trials * float(np.mean([_forward_equivalents(config, data) for config in sampled]))
     measured = _measured_before(job)
     if measured is None and job.resources.gpu and not torch.cuda.is_available():
@@ -66,6 +67,18 @@ def estimate(plan: Plan) -> Estimate:
         return Estimate(trials, passes, None, concurrency, reason=reason)
     pace, basis = measured or (_seconds_per_forward(sampled[0], data), "a step timed here")
     return Estimate(trials, passes, passes * pace / max(concurrency, 1), concurrency, basis)
+
+
+def _sampled(plan: Plan) -> list[TrialConfig]:
+    """Random configurations, of an ablation from all of its cells in turn."""
+    job, ablation = plan.job, plan.job.ablation
+    if ablation is None:
+        return [job.trial(plan.space.sample(index), 0) for index in range(_SAMPLES)]
+    found = []
+    for index, cell in enumerate(ablation.cells()):
+        space = Space.parse(ablation.nuisance_in(cell), "ablation.nuisance")
+        found.append(job.trial({**cell.settings, **space.sample(index)}, 0))
+    return found
 
 
 def _forward_equivalents(config: TrialConfig, data: DataSet) -> float:

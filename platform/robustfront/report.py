@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,10 @@ from robustfront.evaluation.intervals import clopper_pearson
 from robustfront.executors.live import summary
 from robustfront.files import write_bytes
 from robustfront.ledger import STATUSES
+from robustfront.search.effects import Effects
 from robustfront.search.plan import Plan
 from robustfront.sweep import Sweep
+from robustfront.tracking.ablation_view import AblationView
 from robustfront.tracking.front import Front, is_error
 from robustfront.tracking.shipper import store_uri
 
@@ -84,6 +87,98 @@ def _errors(front: Front, columns: list[str]) -> Table:
     return table
 
 
+def show_effects(view: AblationView) -> None:
+    """What the factors of an ablation do to each error: gaps, effects, importance."""
+    console = Console(highlight=False)
+    console.print(f"{view.name}: {view.subtitle}", markup=False)
+    for note in view.notes:
+        console.print(note, style="yellow", markup=False)
+    for error, effects in view.effects.items():
+        title = f"\n{error.replace('_', ' ')}: mean {100 * effects.means.mean():.1f} %"
+        console.print(title, style="bold")
+        console.print(_gaps(effects), "", _effects(effects), "", _importance(effects), sep="\n")
+    if view.effects:
+        console.print(
+            "\nPoints of error (in %) with 95 % intervals; * has p below 0.05 among all of its "
+            "table."
+        )
+
+
+def _gaps(effects: Effects) -> Table:
+    first = effects.names[effects.compared][0]
+    table = Table(box=None)
+    for head in (f"{effects.compared}, against {first}", "where"):
+        table.add_column(head)
+    table.add_column("gap", justify="right")
+    for row in effects.gaps.to_dict("records"):
+        where = f"{row['factor']} {row['at']}" if row["factor"] else "everywhere"
+        table.add_row(Text(row["level"]), Text(where), _points(row))
+    return table
+
+
+def _effects(effects: Effects) -> Table:
+    table = Table(box=None)
+    for head in ("term", "levels"):
+        table.add_column(head)
+    table.add_column("effect", justify="right")
+    for row in effects.effects.to_dict("records"):
+        table.add_row(Text(row["term"]), Text(row["levels"]), _points(row))
+    return table
+
+
+def _importance(effects: Effects) -> Table:
+    table = Table(box=None)
+    table.add_column("term")
+    table.add_column("share of the variance between cells", justify="right")
+    for row in effects.importance.to_dict("records"):
+        low, high = _percent(row["low"]), _percent(row["high"])
+        table.add_row(Text(row["term"]), f"{100 * row['share']:.1f} % [{low}, {high}]")
+    return table
+
+
+def _points(row: Mapping[Hashable, Any]) -> str:
+    """An effect in points of error."""
+    effect, low, high = (100 * row[name] for name in ("effect", "low", "high"))
+    star = "*" if row["p_family"] < 0.05 else " "
+    return f"{effect:+.1f} [{low:+.1f}, {high:+.1f}]{star}"
+
+
+def require_no_axes(x: str | None, y: str | None, html: Path | None) -> None:
+    """An ablation has tables and a picture.
+
+    Raises:
+        ConfigError: axes or a page are asked for.
+    """
+    asked = {"--x": x, "--y": y, "--html": html}
+    wrong = [name for name, value in asked.items() if value is not None]
+    if wrong:
+        problem = "is for fronts; an ablation has --split, --csv and --png"
+        raise ConfigError("front", [f"{name}: {problem}" for name in wrong])
+
+
+def save_effects(view: AblationView, csv: Path | None, png: Path | None) -> None:
+    """The effects as table and picture.
+
+    Raises:
+        ConfigError: a folder that does not exist, or a folder in place of a file.
+    """
+    _require_files(csv, png)
+    if csv is not None:
+        write_bytes(csv, view.to_csv().encode())
+    if png is not None:
+        from robustfront.tracking import ablation_png
+
+        write_bytes(png, ablation_png.gaps(view))
+
+
+def _require_files(*paths: Path | None) -> None:
+    asked = [path for path in paths if path is not None]
+    wrong = [f"{path}: its folder does not exist" for path in asked if not path.parent.is_dir()]
+    wrong += [f"{path}: is a folder" for path in asked if path.is_dir()]
+    if wrong:
+        raise ConfigError("front", wrong)
+
+
 def save_front(front: Front, csv: Path | None, png: Path | None, html: Path | None) -> None:
     """The front as files.
 
@@ -92,11 +187,7 @@ def save_front(front: Front, csv: Path | None, png: Path | None, html: Path | No
     """
     from robustfront.tracking import front_html, front_png
 
-    asked = [path for path in (csv, png, html) if path is not None]
-    wrong = [f"{path}: its folder does not exist" for path in asked if not path.parent.is_dir()]
-    wrong += [f"{path}: is a folder" for path in asked if path.is_dir()]
-    if wrong:
-        raise ConfigError("front", wrong)
+    _require_files(csv, png, html)
     if csv is not None:
         write_bytes(csv, front.to_csv().encode())
     if png is not None:
@@ -234,13 +325,14 @@ def show_plan(plan: Plan, estimate: Estimate) -> None:
     limits = {name.replace("_", " "): limit for name, limit in budget.items() if limit is not None}
     rows = {
         "sweep": job.name,
-        "trials": f"{estimate.trials} ({job.search.sampler}{_seeds(job)})",
+        "trials": f"{estimate.trials} ({job.search.sampler}{_seeds(job)}){_cells(job)}",
         "epochs": f"{job.train.epochs} each{_early(job)}",
         "budget": ", ".join(f"{limit:g} {name}" for name, limit in limits.items()) or "none",
         "objectives": ", ".join(job.objectives),
         "threat": f"{threats}, measured by {job.evaluate.attack.name}",
-        "final": f"{job.evaluate.final.attack.name} on the test split, for the front",
-        "searched": ", ".join(plan.space.keys) or "nothing",
+        "final": f"{job.evaluate.final.attack.name} on the test split, for {_final_for(job)}",
+        "searched": ", ".join(job.ablation.nuisance if job.ablation else plan.space.keys)
+        or "nothing",
         "cost": cost + (f" ({estimate.reason})" if estimate.reason else ""),
     }
     for name, value in rows.items():
@@ -248,9 +340,25 @@ def show_plan(plan: Plan, estimate: Estimate) -> None:
     Console(highlight=False).print(table)
 
 
+def _cells(job: Job) -> str:
+    """What a design is made of."""
+    if job.ablation is None:
+        return ""
+    sizes = " x ".join(str(len(levels)) for levels in job.ablation.names.values())
+    part = f", {job.ablation.fraction} of" if job.ablation.fraction != 1 else ""
+    count = len(job.ablation.cells())
+    names = ", ".join(job.ablation.names)
+    return f"; {job.ablation.trials_per_cell} in each of {count} cells ({names}:{part} {sizes})"
+
+
+def _final_for(job: Job) -> str:
+    return "the front" if job.ablation is None else "the best of each cell"
+
+
 def _seeds(job: Job) -> str:
     first, *others = job.search.seeds
-    more = f"; {', '.join(map(str, others))} for what may be on the front" if others else ""
+    best = "may be on the front" if job.ablation is None else "is best in its cell"
+    more = f"; {', '.join(map(str, others))} for what {best}" if others else ""
     return f", seed {first}{more}"
 
 

@@ -28,8 +28,10 @@ from robustfront.executors.live import Display, Shares
 from robustfront.executors.remeasure import Remeasurement
 from robustfront.ledger import Event, Ledger, SweepState, check_database, is_sweep
 from robustfront.problems import overlaid
-from robustfront.search.members import members, objectives_of
+from robustfront.search.cells import worth_measuring
+from robustfront.search.members import objectives_of
 from robustfront.search.plan import Plan, check, load_plan
+from robustfront.tracking.ablation_view import AblationView, ablation_of
 from robustfront.tracking.front import Front
 from robustfront.tracking.shipper import Shipper
 from robustfront.tracking.tables import front_of, records_table, trials_table
@@ -97,6 +99,21 @@ class Sweep:
     def front(self, split: str = "val", x: str | None = None, y: str | None = None) -> pd.DataFrame:
         """The trials on the front, by growing x."""
         return self.front_view(split, x, y).members
+
+    def effects(self, split: str | None = None) -> AblationView:
+        """What the factors of an ablation do to each error.
+
+        Args:
+            split: val or test; None: test where all that it is for is measured.
+
+        Raises:
+            ConfigError: the sweep is no ablation, or there is no such split.
+        """
+        if self.job.ablation is None:
+            raise ConfigError(self.name, ["is no ablation: its job compares no factors"])
+        if split not in (None, "val", "test"):
+            raise ConfigError("split", [f"got {split!r}{nearest(split, ['val', 'test'])}"])
+        return ablation_of(self.folder, self.job, self.state, split)
 
     def front_view(self, split: str = "val", x: str | None = None, y: str | None = None) -> Front:
         """The front with its pictures.
@@ -291,9 +308,9 @@ def _final(job: Job, suite: str | None) -> Final:
 
 
 def _chosen(job: Job, state: SweepState, trial: str | None) -> list[str]:
-    """The members of the front, or one trial."""
+    """The members of the front (of an ablation: the best of each cell), or one trial."""
     if trial is None:
-        return [member.id for member in members(state.trials.values(), job)]
+        return [member.id for member in worth_measuring(state.trials.values(), job)]
     finished = [t.id for t in state.trials.values() if t.status == "finished"]
     found = [name for name in finished if name.startswith(trial)]
     if len(found) != 1:

@@ -511,3 +511,30 @@ def test_an_linf_radius_above_one_is_refused_with_a_guess():
 def test_a_text_that_is_no_threat_is_refused(text):
     with pytest.raises(ValueError):
         Threat.parse(text)
+
+
+@several
+@given(shapes, seeds)
+def test_a_segment_changes_the_first_pixel_alone_and_is_a_part_of_the_linf_ball(shape, seed):
+    x, far = pair(shape, seed)
+    segment, ball = (Threat(norm=norm, eps="1/10") for norm in ("segment", "linf"))
+    grad = far - 0.5
+    for found in (
+        segment.project(far, x),
+        segment.sample(x, Rng((seed,))),
+        segment.project(segment.step(x, x, grad, 1.0, None), x),
+    ):
+        assert torch.equal(found.flatten(1)[:, 1:], x.flatten(1)[:, 1:])
+        assert (segment.distance(found, x) <= 0.1 + ROUNDING).all()
+        assert torch.equal(ball.project(found, x), found)
+    stepped = segment.project(segment.step(x, x, grad, 1.0, None), x).flatten(1)[:, 0]
+    way = torch.sign(grad.flatten(1)[:, 0])
+    assert torch.allclose(stepped, (x.flatten(1)[:, 0] + 0.1 * way).clamp(0, 1))
+    whole = ball.project(far, x)
+    outside = (whole != x).flatten(1)[:, 1:].any(1)
+    assert torch.isinf(segment.distance(whole, x)).equal(outside)
+
+
+def test_a_segment_is_no_part_of_a_mix():
+    with pytest.raises(ValidationError, match="not of a segment"):
+        TrainThreat.model_validate({"mix": {"segment": 0.5, "linf": 0.5}})

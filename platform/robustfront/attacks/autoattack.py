@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from robustfront.attacks.base import ATTACKS, Attack, Surrogate, goal_of
 from robustfront.attacks.fab_t import TargetedFAB
 from robustfront.attacks.square import Square
 from robustfront.randomness import Rng
-from robustfront.threats import PerturbationSet, Threat
+from robustfront.threats import BALLS, Norm, PerturbationSet, Threat
 
 
 @ATTACKS.register
@@ -26,6 +26,8 @@ class AutoAttack(Attack):
 
     Source: arXiv:2003.01690, section 5; l1: arXiv:2103.01208, section 6.
     """
+
+    norms: ClassVar[tuple[Norm, ...]] = BALLS
 
     type: Literal["autoattack"] = "autoattack"
 

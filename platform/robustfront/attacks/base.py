@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustfront.attacks.goals import Goal
 from robustfront.randomness import Rng
 from robustfront.registry import Component, Registry
-from robustfront.threats import PerturbationSet
+from robustfront.threats import Norm, PerturbationSet
 
 Surrogate = Callable[[Tensor], Tensor]
 """Logits (N, K) to the values (N,) that an attack makes large."""
@@ -21,6 +21,8 @@ Surrogate = Callable[[Tensor], Tensor]
 
 class Attack(Component):
     """Looks for the input of a perturbation set with the largest surrogate value."""
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "segment")
 
     @property
     @abstractmethod

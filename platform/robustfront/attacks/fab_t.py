@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -19,7 +19,7 @@ from robustfront.attacks.base import (
 )
 from robustfront.attacks.goals import Goal
 from robustfront.randomness import Rng
-from robustfront.threats import Norm, PerturbationSet, Threat
+from robustfront.threats import BALLS, Norm, PerturbationSet, Threat
 from robustfront.threats.balls import size_of
 
 _BIAS = 0.1  # the largest weight of the step that starts from x
@@ -41,6 +41,8 @@ class TargetedFAB(Attack):
     Source: arXiv:1907.02044, algorithm 1; targets as in arXiv:2003.01690, section 5.
     Deviates: it ends for an example that is fooled within eps, as only that is asked.
     """
+
+    norms: ClassVar[tuple[Norm, ...]] = BALLS
 
     type: Literal["fab_t"] = "fab_t"
     steps: PositiveInt = 100

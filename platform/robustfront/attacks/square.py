@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustfront.attacks.base import ATTACKS, Attack, Surrogate, goal_of
 from robustfront.attacks.goals import Goal, Margin
 from robustfront.randomness import Rng
-from robustfront.threats import PerturbationSet, Threat
+from robustfront.threats import BALLS, Norm, PerturbationSet, Threat
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries
 _AT_ONCE = 50  # queries whose randomness is drawn together
@@ -36,6 +36,8 @@ class Square(Attack):
     linf proposal that changes nothing, or that was refused since the last change, is not
     evaluated again: it has the same answer, and counts as a query.
     """
+
+    norms: ClassVar[tuple[Norm, ...]] = BALLS
 
     type: Literal["square"] = "square"
     queries: PositiveInt = 5000

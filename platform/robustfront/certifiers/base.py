@@ -19,7 +19,7 @@ specification C (N, S, K)."""
 class Certifier(Component):
     """Proves that no allowed input changes a prediction, where it can."""
 
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "segment")
 
     @property
     @abstractmethod

@@ -267,7 +267,7 @@ def _back_through_relu(seen: Interval) -> Pull:
 
 
 def regions_of(threat: PerturbationSet, x: Tensor) -> list[Region]:
-    """What a threat allows around x; a linf ball is cut by the box [0, 1], the others are not.
+    """What a threat allows around x; l2 and l1 balls are not cut by the box [0, 1], the rest is.
 
     Raises:
         TypeError: a perturbation set that is neither a ball nor a mixture of balls.
@@ -280,9 +280,8 @@ def regions_of(threat: PerturbationSet, x: Tensor) -> list[Region]:
         return found
     if not isinstance(threat, Threat):
         raise TypeError(f"bounds are for balls, not for {threat!r}")
-    eps = float(threat.eps)
-    if threat.norm == "linf":
-        return [box_between((x - eps).clamp(min=0), (x + eps).clamp(max=1))]
+    if threat.is_box:
+        return [box_between(*threat.ends(x))]
     return [Ball(x, threat, torch.ones_like(x[:1]))]
 
 

@@ -22,7 +22,7 @@ from robustfront.errors import ConfigError, RobustfrontError, SoundnessError
 from robustfront.randomness import Rng
 from robustfront.threats import Threat
 
-_NORMS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
+_NORMS = {"linf": float("inf"), "segment": float("inf"), "l2": 2.0, "l1": 1.0}
 
 
 class Relaxation:
@@ -79,8 +79,8 @@ class Relaxation:
             self.bounded = self._translate(x)
         eps, norm = float(threat.eps), _NORMS[threat.norm]
         ends = {}
-        if threat.norm == "linf":
-            ends = {"x_L": (x - eps).clamp(min=0), "x_U": (x + eps).clamp(max=1)}
+        if threat.is_box:
+            ends = dict(zip(("x_L", "x_U"), threat.ends(x), strict=True))
         ball = self.library.PerturbationLpNorm(norm=norm, eps=eps, **ends)
         try:
             lower, _ = self.bounded.compute_bounds(
@@ -116,7 +116,7 @@ class Relaxation:
         return ConfigError("model", [problem])
 
     def _refuse_unsound(self, threat: Threat) -> None:
-        if threat.norm == "linf":
+        if threat.is_box:
             return
         first = next((m for m in self.plain if not isinstance(m, nn.Flatten)), None)
         if not isinstance(first, nn.Linear | nn.Conv2d | nn.BatchNorm2d):

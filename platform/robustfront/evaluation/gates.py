@@ -114,6 +114,8 @@ def _radii(subject: _Subject) -> Iterator[str]:
                 f"fewer errors at {factors[at + 1]:g} eps ({100 * more:.1f} %) than at "
                 f"{factors[at]:g} eps ({100 * less:.1f} %)"
             )
+    if subject.threat.norm == "segment":
+        return  # it never allows every input
     labels = subject.split.y.cpu().numpy()
     chance = np.bincount(labels).max() / len(labels)
     whole = subject.threat.model_copy(update={"eps": _everything(subject)})
@@ -125,7 +127,8 @@ def _radii(subject: _Subject) -> Iterator[str]:
 def _everything(subject: _Subject) -> int:
     """A radius whose ball holds all images."""
     pixels = subject.split.batch(slice(0, 1))[0].numel()
-    return {"linf": 1, "l2": math.ceil(math.sqrt(pixels)), "l1": pixels}[subject.threat.norm]
+    largest = {"linf": 1, "l2": math.ceil(math.sqrt(pixels)), "l1": pixels, "segment": 1}
+    return largest[subject.threat.norm]
 
 
 def _converged(subject: _Subject) -> Iterator[str]:
@@ -144,6 +147,8 @@ def _converged(subject: _Subject) -> Iterator[str]:
 
 def _black_box(subject: _Subject) -> Iterator[str]:
     """What Square Attack fools has been fooled with gradients."""
+    if subject.threat.norm not in Square.norms:
+        return
     with_gradients = subject.mistakes(PGD(steps=100)) | subject.mistakes(APGD(steps=100))
     alone = subject.mistakes(Square(queries=500)) & ~with_gradients
     # A single example may be chance: one of 200 is more than the tolerance.

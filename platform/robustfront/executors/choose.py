@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from robustfront.config import Job
+from robustfront.config import Job, TrialConfig
 from robustfront.data import Corrupted, RawData, split_data
 from robustfront.executors.submit import check_submitter
 from robustfront.executors.task import Work
@@ -57,9 +57,19 @@ def _checked_data(job: Job) -> RawData:
     raw = job.data.load()
     if job.evaluate.corruptions is not None:
         Corrupted(Path(job.evaluate.corruptions), job.data)
-    data = split_data(job.data, raw, torch.device("cpu"))
-    job.build_model(data.shape, data.classes, data.mean, data.std)
+    for config in _kinds(job):
+        own = raw if config.data == job.data else config.data.load()
+        data = split_data(config.data, own, torch.device("cpu"))
+        config.build_model(data.shape, data.classes, data.mean, data.std)
     return raw
+
+
+def _kinds(job: Job) -> list[TrialConfig]:
+    """The job, and a trial for each pair of data and model that its cells may have."""
+    cells = [] if job.ablation is None else job.ablation.cells()
+    trials = [job.trial(cell.settings, 0) for cell in cells]
+    kinds = {str((trial.data, trial.model)): trial for trial in trials}
+    return [job, *kinds.values()]
 
 
 def _prepare_ray(private: bool) -> None:

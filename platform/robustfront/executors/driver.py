@@ -15,13 +15,14 @@ from robustfront.config import Job, MoAsha
 from robustfront.cost import Cost
 from robustfront.errors import StorageError
 from robustfront.executors.packing import Packing, shape_of
-from robustfront.executors.task import Message, Task
+from robustfront.executors.task import Message, Task, task_of
 from robustfront.ledger import Event, Ledger, SweepState, Trial
-from robustfront.search.members import members, mistakes_by_number, objectives_of
+from robustfront.search.cells import chosen_numbers, proposer_of, worth_measuring
+from robustfront.search.members import mistakes_by_number, objectives_of
 from robustfront.search.mo_asha import Halving
 from robustfront.search.plan import Plan
 from robustfront.search.replicates import can_matter
-from robustfront.search.samplers import PastProposal, Proposal, Proposer
+from robustfront.search.samplers import PastProposal, Proposal
 
 Failed = Literal["resume", "restart", "skip"]
 
@@ -58,9 +59,7 @@ class Driver:
         for event in ledger.read():
             self._observe(event)
         self._resume(failed)
-        search = self.job.search
-        objectives = len(self.job.objectives)
-        self._proposer = Proposer(plan.space, search.sampler, search.sampler_seed, objectives)
+        self._proposer = proposer_of(self.job, plan.space)
         warm = [
             PastProposal(
                 Proposal(-1 - at, past["values"], plan.space.latent(past["values"])),
@@ -76,7 +75,7 @@ class Driver:
 
     def next(self) -> Task | Literal["wait", "done"]:
         """The next task: interrupted trials, those worth more epochs, new ones, replicates; at the
-        end the members of the front are measured."""
+        end the members of the front, or the best of each cell, are measured."""
         try:
             return "done" if self.halted else self._next()
         except StorageError as error:
@@ -97,7 +96,9 @@ class Driver:
         for member in front:
             if not member.test and member.id not in self._asked:
                 self._asked.add(member.id)
-                siblings = tuple(other.id for other in front if other is not member)
+                siblings = (
+                    () if self.job.ablation else tuple(o.id for o in front if o is not member)
+                )
                 return replace(self._task("measure", member.id), siblings=siblings)
         self.complete = True
         return "done"
@@ -159,8 +160,8 @@ class Driver:
     # -- what others look at
 
     def front(self) -> list[Trial]:
-        """The finished trials that no other one dominates."""
-        return members(self.state.trials.values(), self.job)
+        """The finished trials that no other one dominates; of an ablation the best of each cell."""
+        return worth_measuring(self.state.trials.values(), self.job)
 
     @property
     def total(self) -> int:
@@ -223,10 +224,12 @@ class Driver:
 
     def _propose(self) -> None:
         proposal = self._proposer.propose(self._next_number)
-        if proposal is None:
+        if proposal is None and self.job.ablation is None:
             self.exhausted = True
             return
         self._next_number += 1
+        if proposal is None:
+            return  # its cell has no other, the next may
         if not self._add([proposal], self.job.search.seeds[0]):
             # Other words for a configuration that is there already.
             self._proposer.tell(proposal.number, None)
@@ -247,7 +250,9 @@ class Driver:
         return self._by_number[number][self.job.search.seeds[0]]
 
     def _contenders(self) -> set[int]:
-        """Numbers of the proposals that may be on the front, for all one knows."""
+        """Numbers of the proposals that may be on the front, for all one knows, or are chosen."""
+        if self.job.ablation is not None:
+            return {*chosen_numbers(self.state.trials.values(), self.job).values()}
         mistakes, problems = mistakes_by_number(self.state, self.job, self.folder)
         self.problems += [f"{problem}; the trial gets no replicates" for problem in problems]
         return can_matter(mistakes)
@@ -410,7 +415,7 @@ class Driver:
         config = {**self.state.trials[trial].config, "resources": resources}
         if resources["gpu"] == "auto":
             resources["gpu"] = self._gpu_share(kind, trial)
-        return Task(kind, trial, config, str(self.folder / "trials" / trial))
+        return task_of(kind, trial, config, self.folder, self.job)
 
     def _gpu_share(self, kind: Literal["train", "measure"], trial: str) -> float:
         """As measured; twice as much after each crash, which too little memory may have caused."""

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from robustfront.executors.driver import Driver
 from robustfront.ledger import ENDS, STATUSES, Event, Trial
-from robustfront.search.members import members, sweep_hypervolume
+from robustfront.search.cells import worth_measuring
+from robustfront.search.members import sweep_hypervolume
 
 _ROWS = 12
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "diverged": "yellow"}
@@ -65,10 +66,11 @@ class Display:
     def _render(self) -> ConsoleRenderable:
         driver = self.driver
         trials = list(driver.state.trials.values())
-        front = members(trials, driver.job)
+        front = worth_measuring(trials, driver.job)
         parts: list[ConsoleRenderable] = [self._header(trials), _trial_table(trials, driver, front)]
-        volume = sweep_hypervolume(front, driver.job)
-        parts.append(Text(f"front: {len(front)} trials, hypervolume {volume:.4f}"))
+        if driver.job.ablation is None:
+            volume = sweep_hypervolume(front, driver.job)
+            parts.append(Text(f"front: {len(front)} trials, hypervolume {volume:.4f}"))
         if note := self.note():
             parts.append(Text(note, style="yellow"))
         return Group(*parts)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from robustfront.config import Final, Job
 from robustfront.errors import StorageError
-from robustfront.executors.task import Message, Task
+from robustfront.executors.task import Message, Task, task_of
 from robustfront.ledger import Event, Ledger, SweepState
 from robustfront.search.members import members
 
@@ -55,9 +55,10 @@ class Remeasurement:
         config["resources"] = {**self.job.resources.model_dump(mode="json"), "workers": 1}
         if config["resources"]["gpu"] == "auto":
             config["resources"]["gpu"] = 1.0
-        front = members(self.state.trials.values(), self.job)
+        # Members of one front; cells of an ablation have other threats and data.
+        front = [] if self.job.ablation else members(self.state.trials.values(), self.job)
         siblings = tuple(member.id for member in front if member.id != trial)
-        return Task(self._kind, trial, config, str(self.folder / "trials" / trial), siblings)
+        return task_of(self._kind, trial, config, self.folder, self.job, siblings)
 
     def started(self, task: Task) -> None:
         """Nothing to write down."""

@@ -24,6 +24,7 @@ class Task:
         folder: the trial's folder, the same on every machine.
         siblings: other members of the front, whose adversarial examples are tried on a trial that
             is measured.
+        own_data: whether its data are other than the job's, which are at hand.
     """
 
     kind: Literal["train", "measure", "certify"]
@@ -31,6 +32,31 @@ class Task:
     config: dict[str, Any]
     folder: str
     siblings: tuple[str, ...] = ()
+    own_data: bool = False
+
+
+def task_of(
+    kind: Literal["train", "measure", "certify"],
+    trial: str,
+    config: dict[str, Any],
+    folder: Path,
+    job: Job,
+    siblings: tuple[str, ...] = (),
+) -> Task:
+    """A task for a trial of the sweep in a folder."""
+    changed = ablated_data(config["data"], job)
+    return Task(kind, trial, config, str(folder / "trials" / trial), siblings, changed)
+
+
+def ablated_data(data: dict[str, Any], job: Job) -> bool:
+    """Whether the data of a trial are not those that the job loads."""
+    if job.ablation is None:
+        return False
+    searched = {"train_size", "augment"}  # cut from what is loaded
+    own, theirs = ({**some} for some in (data, job.data.model_dump(mode="json")))
+    return {k: v for k, v in own.items() if k not in searched} != {
+        k: v for k, v in theirs.items() if k not in searched
+    }
 
 
 class Work(Protocol):

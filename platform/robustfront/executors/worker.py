@@ -35,6 +35,7 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
     """
     folder = Path(task.folder)
     config = TrialConfig.model_validate(task.config)
+    raw = None if task.own_data else raw
     (folder / "error.txt").unlink(missing_ok=True)
     try:
         if task.kind == "train":

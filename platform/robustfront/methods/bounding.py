@@ -165,7 +165,7 @@ def parts_around(threat: PerturbationSet, x: Tensor, found: Tensor, share: float
         return [r for (ball, _), a, b in pieces for r in parts_around(ball, a, b, share)]
     if not isinstance(threat, Threat):
         raise TypeError(f"bounds are for balls, not for {threat!r}")
-    if threat.norm == "linf":
+    if threat.is_box:
         (box,) = regions_of(threat, x)
         assert isinstance(box, Box)
         radius = share * box.radius

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustfront.ablation import Ablation
 from robustfront.config import Job, TrialConfig, default_scheduler, read_settings
 from robustfront.errors import ConfigError, nearest
 from robustfront.problems import overlaid, read_mapping, validated
@@ -15,6 +16,8 @@ from robustfront.search.space import Space
 # The rest is fixed for a whole job: changing it would make the points of a front incomparable.
 SEARCHABLE = ("model", "method", "update", "smoothing", "train", "train_threat")
 SEARCHABLE_DATA = ("data.augment", "data.train_size")
+# Cells of a design are compared by what they measure, not put on one front.
+_FACTORS = (*SEARCHABLE, "data", "threat")
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,17 @@ def check(settings: dict[str, Any], where: str) -> Plan:
     job, found = validated(Job, raw)
     problems = found + problems
     if space is not None:
-        problems += _probe(settings, space)
-    if job is not None and space is not None:
+        problems += _probe(settings, space, "search_space")
+    if job is not None and space is not None and job.ablation is None:
         problems += _grid_problems(job, space)
+    if settings.get("ablation") and settings.get("search_space"):
+        problems.append("search_space: an ablation has its `nuisance` in place of it")
+    if job is not None and job.ablation is not None:
+        problems += _cell_problems(settings, job, job.ablation)
     if problems or job is None or space is None:
         raise ConfigError(where, problems)
-    settings = {**settings, "search_space": _raw_space(settings)}
+    if job.ablation is None:
+        settings = {**settings, "search_space": _raw_space(settings)}
     return Plan(Job.model_validate(settings), space, settings)
 
 
@@ -89,11 +97,14 @@ def _space(settings: Mapping[str, Any]) -> tuple[Space | None, list[str]]:
         space = Space.parse(_raw_space(settings), where)
     except ConfigError as error:
         return None, [f"search_space: {line}" for line in (error.where, *error.problems)]
+    return space, _unsearchable(space, "search_space")
+
+
+def _unsearchable(space: Space, where: str) -> list[str]:
     wrong = [key for key in space.keys if not _searchable(key)]
     allowed = [*SEARCHABLE, *SEARCHABLE_DATA]
-    return space, [
-        f"search_space: {key}: cannot be searched, it is fixed for the whole job"
-        f"{nearest(key, allowed)}"
+    return [
+        f"{where}: {key}: cannot be searched, it is fixed for the whole job{nearest(key, allowed)}"
         for key in wrong
     ]
 
@@ -102,7 +113,35 @@ def _searchable(key: str) -> bool:
     return key.split(".")[0] in SEARCHABLE or key.startswith(SEARCHABLE_DATA)
 
 
-def _probe(settings: Mapping[str, Any], space: Space) -> list[str]:
+def _cell_problems(settings: Mapping[str, Any], job: Job, ablation: Ablation) -> list[str]:
+    """Problems of the cells of a design, and of what is tuned in them."""
+    used: set[str] = set()
+    fields = {key: settings[key] for key in TrialConfig.model_fields if key in settings}
+    problems: dict[str, None] = {}
+    for cell in ablation.cells():
+        entries = ablation.nuisance_in(cell)
+        used |= {*entries}
+        wrong = [key for key in cell.settings if key.split(".")[0] not in _FACTORS]
+        found = [f"{key}: cannot be a factor{nearest(key, _FACTORS)}" for key in wrong]
+        found += validated(TrialConfig, overlaid(fields, cell.settings))[1]
+        try:
+            space = Space.parse(entries, "ablation.nuisance")
+        except ConfigError as error:
+            found += [f"nuisance: {line}" for line in error.problems]
+        else:
+            found += _unsearchable(space, "nuisance")
+            found += _probe(overlaid(fields, cell.settings), space, "nuisance")
+            found += _grid_problems(job, space)
+        # The same problem in many cells is told once.
+        for line in found:
+            if not any(told.endswith(line) for told in problems):
+                problems[f"ablation: {cell.name}: {line}"] = None
+    never = [key for key in ablation.nuisance if key not in used]
+    problems |= {f"ablation.nuisance: {key}.when: holds in no cell": None for key in never}
+    return list(problems)
+
+
+def _probe(settings: Mapping[str, Any], space: Space, where: str) -> list[str]:
     """Problems of the trials at the ends of each entry's range."""
     fields = {key: settings[key] for key in TrialConfig.model_fields if key in settings}
     already = set(validated(TrialConfig, fields)[1])
@@ -110,7 +149,7 @@ def _probe(settings: Mapping[str, Any], space: Space) -> list[str]:
     for key, values in space.probes():
         _, found = validated(TrialConfig, overlaid(fields, values))
         new = [line for line in found if line not in already]
-        problems |= {f"search_space: {key} = {values.get(key)!r}: {line}": None for line in new}
+        problems |= {f"{where}: {key} = {values.get(key)!r}: {line}": None for line in new}
     return list(problems)
 
 

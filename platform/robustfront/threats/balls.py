@@ -1,4 +1,4 @@
-"""The l-infinity, l2 and l1 balls, each intersected with the box [0, 1]."""
+"""The l-infinity, l2 and l1 balls and a segment, each intersected with the box [0, 1]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from robustfront.randomness import Rng
 from robustfront.registry import Component
 from robustfront.threats.radius import Eps, eps_text
 
-Norm = Literal["linf", "l2", "l1"]
+Norm = Literal["linf", "l2", "l1", "segment"]
+"""The shape of a set around each input. `segment`: the first pixel alone may change, by eps; in
+`linear_margin` it is what tells the classes apart."""
+
+BALLS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 # Each halves the interval of the threshold, at first as long as the largest entry: after these it
 # is shorter than what fp32 can tell apart there.
@@ -27,12 +31,12 @@ def require_within_the_box(norm: object, eps: Fraction) -> Fraction:
     """The radius itself.
 
     Raises:
-        ValueError: an linf radius above 1, the whole range of a pixel.
+        ValueError: an linf radius, or that of a segment, above 1, the whole range of a pixel.
     """
-    if norm == "linf" and eps > 1:
+    if norm in ("linf", "segment") and eps > 1:
         found = eps_text(eps)
         raise ValueError(
-            f"an linf radius lies in [0, 1] (pixel units), got {found}; did you mean {found}/255?"
+            f"an {norm} radius lies in [0, 1] (pixel units), got {found}; did you mean {found}/255?"
         )
     return eps
 
@@ -89,12 +93,25 @@ class Threat(Component):
         """How metrics call it: `linf_8_255`, `l2_0.5`."""
         return f"{self.norm}_{eps_text(self.eps).replace('/', '_')}"
 
+    @property
+    def is_box(self) -> bool:
+        """Whether it allows each value an interval of its own."""
+        return self.norm in ("linf", "segment")
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest allowed value of each, where it is a box."""
+        eps = float(self.eps)
+        if self.norm == "segment":
+            reach = _first_pixel(x) * eps
+            return (x - reach).clamp(min=0), (x + reach).clamp(max=1)
+        return (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
+
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Norm of the perturbation, (N,)."""
         return size_of(x_adv - x, self.norm)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """A point of ball and box: the nearest one for linf and l1; for l2 the box, then the ball.
+        """A point of set and box: the nearest one, but for l2 the box, then the ball.
 
         For l2 the order matters: shrinking towards x stays in the box, clipping after it would lose
         radius. eps = 0 gives x itself, bit for bit.
@@ -102,8 +119,8 @@ class Threat(Component):
         eps = float(self.eps)
         if eps == 0:
             return x.clone()
-        if self.norm == "linf":
-            return torch.clamp(x_adv, (x - eps).clamp_(min=0), (x + eps).clamp_(max=1))
+        if self.is_box:
+            return torch.clamp(x_adv, *self.ends(x))
         if self.norm == "l2":
             delta = x_adv.clamp(0, 1) - x
             norms = _per_example(torch.linalg.vector_norm(delta.flatten(1), dim=1), x)
@@ -121,8 +138,8 @@ class Threat(Component):
     def sample(self, x: Tensor, rng: Rng) -> Tensor:
         """Uniform in the ball, then projected onto the box."""
         eps = float(self.eps)
-        if self.norm == "linf":
-            delta = (2 * rng.uniform(x) - 1) * eps
+        if self.is_box:
+            delta = (2 * rng.uniform(x) - 1) * eps  # the projection leaves a segment its pixel
         elif self.norm == "l2":
             direction = rng.normal(x)
             length = rng.uniform(x[:, :1, :1, :1]) ** (1 / math.prod(x.shape[1:])) * eps
@@ -136,9 +153,9 @@ class Threat(Component):
         return self.project(x + delta, x)
 
     def scaled(self, factor: float | Fraction) -> Threat:
-        """The ball with a multiple of the radius; for linf at most the whole range of a pixel."""
+        """The set with a multiple of the radius; a box at most the whole range of a pixel."""
         eps = self.eps * Fraction(factor)
-        return Threat(norm=self.norm, eps=min(eps, Fraction(1)) if self.norm == "linf" else eps)
+        return Threat(norm=self.norm, eps=min(eps, Fraction(1)) if self.is_box else eps)
 
     def step(
         self,
@@ -150,13 +167,14 @@ class Threat(Component):
     ) -> Tensor:
         """A step uphill of length `relative` * eps (or `absolute`) in this norm, not projected.
 
-        `relative` may be of each example, (N, 1, 1, 1). linf and l2: steepest ascent. l1: towards
+        `relative` may be of each example, (N, 1, 1, 1). All but l1: steepest ascent. l1: towards
         the point of ball and box where the linearised loss is largest, and not beyond it; steepest
         ascent would pile up on pixels that are at the box already. A zero gradient moves nothing.
         """
         size = relative * float(self.eps) if absolute is None else absolute
-        if self.norm == "linf":
-            return x_adv + size * torch.sign(grad)
+        if self.is_box:
+            way = torch.sign(grad)
+            return x_adv + size * (way * _first_pixel(x) if self.norm == "segment" else way)
         if self.norm == "l2":
             # First by the largest entry: squares of very small or large entries are 0 or infinite.
             largest = _per_example(grad.flatten(1).abs().amax(1), grad)
@@ -174,8 +192,18 @@ def size_of(delta: Tensor, norm: Norm) -> Tensor:
     flat = delta.flatten(1)
     if norm == "linf":
         return flat.abs().amax(1)
+    if norm == "segment":
+        others = flat[:, 1:].abs().sum(1)
+        return torch.where(others == 0, flat[:, 0].abs(), math.inf)
     sizes: Tensor = torch.linalg.vector_norm(flat, 2.0 if norm == "l2" else 1.0, dim=1)
     return sizes
+
+
+def _first_pixel(like: Tensor) -> Tensor:
+    """1 for the first value of an input, 0 for the others, (1, ...)."""
+    mask = torch.zeros_like(like[:1])
+    mask.view(-1)[0] = 1
+    return mask
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:

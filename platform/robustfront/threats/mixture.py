@@ -17,7 +17,7 @@ from robustfront.registry import Component
 from robustfront.threats.balls import Norm, PerturbationSet, Threat, require_within_the_box
 from robustfront.threats.radius import Eps
 
-_INVERSE_ORDER = {"linf": 0.0, "l2": 0.5, "l1": 1.0}
+_INVERSE_ORDER = {"linf": 0.0, "l2": 0.5, "l1": 1.0, "segment": 0.0}
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class TrainThreat(Component):
         total = math.fsum(mix.values())
         if mix and abs(total - 1) > 1e-6:
             raise ValueError(f"the weights of a mix sum to 1, these to {total:g}")
+        if mix.get("segment"):
+            raise ValueError("a mix is one of linf, l2 and l1 balls, not of a segment")
         return mix
 
     @field_validator("eps")
@@ -146,4 +148,5 @@ class TrainThreat(Component):
         else:
             power = (_INVERSE_ORDER[norm] - _INVERSE_ORDER[self.norm]) / 2
             eps = self.eps * Fraction(f"{dimension**power:.6g}")
-        return Threat(norm=norm, eps=min(eps, Fraction(1)) if norm == "linf" else eps)
+        largest = Fraction(1) if norm in ("linf", "segment") else eps
+        return Threat(norm=norm, eps=min(eps, largest))

@@ -145,7 +145,7 @@ class Front:
 
     def to_csv(self) -> str:
         """The table, errors in full precision, an empty cell where there is no value."""
-        return _csv(self.table)
+        return csv_of(self.table)
 
     def to_json(self) -> str:
         """The table and the front as JSON, null where there is no value."""
@@ -175,9 +175,9 @@ class Front:
         if len(self.objectives) == 3 and not self.members.empty:
             write_bytes(folder / "projections.png", projections_png.render(self))
         if not self.audits.empty:
-            write_bytes(folder / "audit.csv", _csv(self.audits).encode())
+            write_bytes(folder / "audit.csv", csv_of(self.audits).encode())
         if not self.transfer.empty:
-            write_bytes(folder / "transfer.csv", _csv(self.transfer).encode())
+            write_bytes(folder / "transfer.csv", csv_of(self.transfer).encode())
             write_bytes(folder / "transfer.png", transfer_png.render(self))
 
 
@@ -195,7 +195,8 @@ def _insert_interval(table: pd.DataFrame, metric: str) -> None:
     table.insert(place, f"{metric}_low", bounds[0])
 
 
-def _csv(table: pd.DataFrame) -> str:
+def csv_of(table: pd.DataFrame) -> str:
+    """A table as text, numbers in full precision, an empty cell where there is no value."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(table.columns)

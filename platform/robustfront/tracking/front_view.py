@@ -22,7 +22,7 @@ INK, MUTED, FAINT = "#222222", "#6b6b6b", "#a6a6a6"
 DOMINATED, BAND, BARS = "#f3f4f6", "#cfd9e6", "#8a8a8a"
 
 # Okabe & Ito's palette for colour-blind readers, without yellow, which is too light for points
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NOTHING_YET = "no finished trial yet"
 _SUSPECT = "suspect (gradient masking)"
 # the same shapes for matplotlib and plotly
@@ -122,12 +122,12 @@ class View:
         """The finished trials, by method where methods differ in the table."""
         rows = self.finished
         if "method.type" not in rows:
-            return [Series("finished", _COLOURS[0], *_SHAPES[0], rows, True)] if len(rows) else []
+            return [Series("finished", COLOURS[0], *_SHAPES[0], rows, True)] if len(rows) else []
         names = rows["method.type"].astype(str)
         return [
             Series(
                 name,
-                _COLOURS[index % len(_COLOURS)],
+                COLOURS[index % len(COLOURS)],
                 *_SHAPES[index % len(_SHAPES)],
                 rows[names == name],
                 filled=True,

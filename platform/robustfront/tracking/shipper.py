@@ -23,6 +23,7 @@ from robustfront.errors import StorageError
 from robustfront.evaluation.records import Records
 from robustfront.ledger import ENDS, STATUSES, Event, Ledger, SweepState, Trial
 from robustfront.search.members import members, sweep_hypervolume
+from robustfront.tracking.ablation_view import ablation_of
 from robustfront.tracking.tables import front_of, records_table
 
 CONSUMER = "mlflow"
@@ -163,10 +164,11 @@ class Shipper:
 
     def _ship_front(self, runs: _Runs, event: Event) -> None:
         front = members(self._state.trials.values(), self.job)
-        runs.mark_pareto({trial.id for trial in front}, self._state.trials.values())
+        if self.job.ablation is None:
+            runs.mark_pareto({trial.id for trial in front}, self._state.trials.values())
         counts = {f"trials/{status}": float(self._state.count(status)) for status in STATUSES}
         runs.sweep_metrics(counts, event, event.seq)
-        if event.kind == "finished":
+        if event.kind == "finished" and self.job.ablation is None:
             volume = sweep_hypervolume(front, self.job)
             runs.sweep_metrics({"hypervolume": volume}, event, self._state.count("finished"))
 
@@ -174,8 +176,12 @@ class Shipper:
         assert self._runs is not None
         self._front_sent = time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
-            front_of(self.folder, self.job, self._state).write(Path(scratch))
-            self._runs.client.log_artifacts(self._runs.parent, scratch, "front")
+            if self.job.ablation is None:
+                front_of(self.folder, self.job, self._state).write(Path(scratch))
+                self._runs.client.log_artifacts(self._runs.parent, scratch, "front")
+            else:
+                ablation_of(self.folder, self.job, self._state).write(Path(scratch))
+                self._runs.client.log_artifacts(self._runs.parent, scratch, "ablation")
         self._front_due = False
 
 
@@ -220,6 +226,8 @@ class _Runs:
                 "robustfront.pareto": "false",
             }
             method = trial.config["method"]["type"]
+            if "cell" in trial.attrs:
+                tags["robustfront.cell"] = trial.attrs["cell"]
             title = f"{trial.number:03d}-{method}-{trial.id[:6]}"
             run = self._create(event, title, tags)
             self.children[trial.id] = run
