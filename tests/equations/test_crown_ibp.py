@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from bound_reference import box, context, images, loss_of, margins, two_layers, verified
+from bound_reference import (
+    box,
+    context,
+    images,
+    loss_of,
+    margins,
+    of_layer,
+    two_layers,
+    verified,
+)
 from numpy_reference import f64, separated
 from torch import nn
 
@@ -14,16 +23,16 @@ from robustfront.models import CNN7, COAPSmall, build_model
 from robustfront.threats import Threat
 
 
-def linear_bounds(net, low, high, y) -> np.ndarray:
+def linear_bounds(net, low, high, y, classes=4) -> np.ndarray:
     """Least margins by lines below and above each unit, one unit and one margin after the other."""
     weight, bias = f64(net[1].weight), f64(net[1].bias)
     last, shift = f64(net[3].weight), f64(net[3].bias)
     found = []
     for n, label in enumerate(y):
         centre, radius = (low[n] + high[n]) / 2, (high[n] - low[n]) / 2
-        for k in [k for k in range(4) if k != label]:
+        for k in [k for k in range(classes) if k != label]:
             rows, constant = np.zeros(12), shift[label] - shift[k]
-            for unit in range(8):
+            for unit in range(len(bias)):
                 a = last[label, unit] - last[k, unit]
                 middle = weight[unit] @ centre + bias[unit]
                 spread = np.abs(weight[unit]) @ radius
@@ -39,7 +48,7 @@ def linear_bounds(net, low, high, y) -> np.ndarray:
                 rows += a * slope * weight[unit]
                 constant += a * (slope * bias[unit] + cut)
             found.append(rows @ centre - np.abs(rows) @ radius + constant)
-    return np.array(found).reshape(len(y), 3)
+    return np.array(found).reshape(len(y), classes - 1)
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0])
@@ -111,3 +120,54 @@ def test_gradients_reach_every_weight_and_batch_norm_uses_clean_statistics():
     bounds = propagate(model, regions_of(threat, x), x, trace=True).backward(margins_of(y, 5))
     verified_ce(bounds).mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_the_fused_loss_bounds_the_sum_of_exponentials_by_lines() -> None:
+    net, (x, _, y) = two_layers(), images()
+    low, high = box(x, 0.1)
+    names, loose = y.numpy(), margins(net, low, high, y.numpy())
+    weight, bias = f64(net[1].weight), f64(net[1].bias)
+    hidden = of_layer(weight, bias, low, high)
+    on = np.maximum(hidden[0], 0), np.maximum(hidden[1], 0)
+    sums = []
+    for n, label in enumerate(names):
+        others = [k for k in range(4) if k != label]
+        rows = f64(net[3].weight)[label] - f64(net[3].weight)[others]
+        shift = f64(net[3].bias)[label] - f64(net[3].bias)[others]
+        ends = of_layer(rows, shift, on[0][n : n + 1], on[1][n : n + 1])
+        least, most = -ends[1][0], -ends[0][0]
+        slope = (np.exp(most) - np.exp(least)) / (most - least)
+        # One network whose only output is the sum of slope_k (z_y - z_k).
+        joined = nn.Sequential(*net[:3], nn.Linear(8, 2))
+        with torch.no_grad():
+            joined[3].weight.zero_()
+            joined[3].bias.zero_()
+            joined[3].weight[0] = torch.as_tensor(slope @ rows)
+            joined[3].bias[0] = torch.as_tensor(slope @ shift)
+        part = low[n : n + 1], high[n : n + 1]
+        under = linear_bounds(joined, *part, [0], classes=2)[0, 0]
+        sums.append((np.exp(least) - slope * least).sum() - under)
+    linear = np.array(sums)
+    assert (linear <= np.exp(-loose).sum(1) + 1e-6).mean() > 0.5
+    fused = CROWNIBPTraining(regularise=0, final_beta=1, fused=True)
+    found = loss_of(fused, net, context()).terms["robust"].item()
+    assert found == pytest.approx(np.log1p(linear).mean(), rel=1e-4)
+    plain = CROWNIBPTraining(regularise=0, final_beta=1)
+    tight = loss_of(plain, net, context()).terms["robust"].item()
+    assert separated(found, tight, least=1e-3) and found > tight
+    zero = Threat(norm="linf", eps="0")
+    exact = loss_of(fused, net, context(threat=zero)).terms["robust"].item()
+    logits = net(x)
+    assert exact == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-3)
+
+
+def test_without_linear_bounds_the_fused_loss_is_ibp_and_in_between_a_mean_of_sums() -> None:
+    net = two_layers()
+    ibp, both, linear = (
+        loss_of(CROWNIBPTraining(regularise=0, final_beta=b, fused=True), net, context())
+        for b in (0.0, 0.5, 1.0)
+    )
+    expected = loss_of(IBPTraining(regularise=0), net, context()).total.item()
+    assert ibp.total.item() == pytest.approx(expected)
+    low, high = sorted([linear.total.item(), expected])
+    assert low < both.total.item() < high

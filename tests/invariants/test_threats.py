@@ -418,7 +418,7 @@ def test_an_linf_radius_that_follows_is_at_most_the_whole_box():
         ({"linf": 0.5, "l2": 0.4}, "sum to 1"),
         ({"linf": 0.7, "l2": 0.7}, "sum to 1"),
         ({"linf": 1.5, "l2": -0.5}, "greater than or equal to 0"),
-        ({"l3": 1.0}, "'linf', 'l2' or 'l1'"),
+        ({"l3": 1.0}, "'linf', 'l2', 'l1' or 'segment'"),
     ],
 )
 def test_a_mix_that_is_none_is_refused(mix, message):

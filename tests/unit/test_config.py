@@ -121,7 +121,7 @@ ONE_PROBLEM: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "wrong norm": (
         {"train_threat": {"norm": "l3"}},
-        ["train_threat.norm: got 'l3'", "(allowed: linf, l2, l1)"],
+        ["train_threat.norm: got 'l3'", "(allowed: linf, l2, l1, segment)"],
     ),
     "missing key": ({"data": {"type": "arrays"}}, ["data.path: is missing"]),
     "missing type": (
@@ -162,7 +162,7 @@ ONE_PROBLEM: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "mix of an unknown norm": (
         {"train_threat": {"mix": {"linf": 0.5, "l3": 0.5}}},
-        ["train_threat.mix.l3", "got 'l3'", "(allowed: linf, l2, l1)"],
+        ["train_threat.mix.l3", "got 'l3'", "(allowed: linf, l2, l1, segment)"],
     ),
     "unknown objective": (
         {"objectives": ["standard_error", "robust_eror"]},

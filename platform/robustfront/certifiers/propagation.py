@@ -250,7 +250,7 @@ def _back_through_affine(scale: Tensor, shift: Tensor) -> Pull:
     return pull
 
 
-def _back_through_relu(seen: Interval) -> Pull:
+def _back_through_relu(seen: Interval, parallel: bool) -> Pull:
     """Of ReLU on what it sees."""
     lower, upper = (end[:, None] for end in seen.ends)
 
@@ -258,7 +258,7 @@ def _back_through_relu(seen: Interval) -> Pull:
         high = upper.clamp(min=0)
         # The line between the ends; where the unit is on or off, the unit itself.
         slope = high / (high - lower.clamp(max=0)).clamp(min=1e-12)
-        under = (upper > -lower).to(rows.dtype)
+        under = slope if parallel else (upper > -lower).to(rows.dtype)
         positive, negative = rows.clamp(min=0), rows.clamp(max=0)
         constant = (negative * (-slope * lower.clamp(max=0))).flatten(2).sum(2)
         return positive * under + negative * slope, constant
@@ -347,18 +347,25 @@ class Bounds:
         """The same as `lower` by one backward pass of linear bounds (CROWN-IBP); needs `trace`.
 
         Where a ReLU may be on or off, it is bounded from above by the line between its ends, from
-        below by 0 or by its input, whichever leaves less.
+        below by 0 or by its input, whichever leaves less (with `dual`: by the parallel line).
 
-        Source: arXiv:1906.06316, section 3, and arXiv:1811.00866 for the slopes.
+        Source: arXiv:1906.06316, section 3, and arXiv:1811.00866 for the slopes; for `dual`
+        arXiv:1711.00851, section 3.
         """
         regions, tape = self.traced
-        rows, constant = specification, specification.new_zeros(())
-        if self.layer is not None:
-            rows, constant = _back_through(self.layer, (self.layer.in_features,))(rows)
-        for pull in reversed(tape):
-            rows, more = pull(rows)
-            constant = constant + more
-        return _least(regions, rows) + constant
+        if self.layer is None:
+            return _pulled(regions, tape, specification)
+        last = _back_through(self.layer, (self.layer.in_features,))
+        return _pulled(regions, [*tape, last], specification)
+
+
+def _pulled(regions: Sequence[Region], tape: Sequence[Pull], rows: Tensor) -> Tensor:
+    """Lower bounds (R, S) of linear functions (R, S, ...) of the last output on a tape."""
+    constant = rows.new_zeros(())
+    for pull in reversed(tape):
+        rows, more = pull(rows)
+        constant = constant + more
+    return _least(regions, rows) + constant
 
 
 def _least(regions: Sequence[Region], rows: Tensor) -> Tensor:
@@ -382,6 +389,7 @@ def propagate(
     clean: Tensor | None = None,
     keep: bool = False,
     trace: bool = False,
+    dual: bool = False,
 ) -> Bounds:
     """Bounds of a model over regions of inputs, one after the other along the batch.
 
@@ -394,12 +402,14 @@ def propagate(
         clean: (M, C, H, W).
         keep: keep what each ReLU sees.
         trace: keep what `Bounds.backward` needs.
+        dual: and bound what each ReLU sees by a backward pass of its own, with parallel lines above
+            and below a ReLU that may be on or off: the dual of its linear relaxation.
 
     Raises:
         ConfigError: a layer that cannot be bounded, or not backward where it is to be traced, by
             name; batch norm in train mode without clean examples.
     """
-    walk, given = _Walk(model, keep, trace), regions
+    walk, given = _Walk(model, keep, trace or dual, regions if dual else ()), regions
     *layers, last = flattened(model)
     value: _Inputs | Interval = _Inputs(clean, regions)
     for layer in layers:
@@ -480,10 +490,16 @@ def flattened(model: nn.Module) -> list[nn.Module]:
 
 
 class _Walk:
-    """One pass through a model."""
+    """One pass through a model.
 
-    def __init__(self, model: nn.Module, keep: bool, trace: bool) -> None:
-        self.model, self.keep, self.trace = model, keep, trace
+    Args:
+        regions: of the inputs, where what each ReLU sees is bounded by a backward pass.
+    """
+
+    def __init__(
+        self, model: nn.Module, keep: bool, trace: bool, regions: Sequence[Region]
+    ) -> None:
+        self.model, self.keep, self.trace, self.regions = model, keep, trace, regions
         self.hidden: list[Interval] = []
         self.tape: list[Pull] = []
 
@@ -526,11 +542,7 @@ class _Walk:
             size = layer.weight.abs()  # type: ignore[operator]
             return value.mapped(layer, lambda radius: _affine(layer, radius, size, None))  # type: ignore[arg-type]
         if kind in _MONOTONE:
-            if self.keep and kind is nn.ReLU:
-                self.hidden.append(value)
-            if self.trace:
-                self._note_monotone(layer, value)
-            return value.monotone(layer)
+            return self._monotone(layer, value)
         if isinstance(layer, _BatchNorm):
             return self._normalised(layer, value)
         if kind is nn.Dropout:
@@ -543,10 +555,29 @@ class _Walk:
             return value
         return self._composed(layer, value)
 
+    def _monotone(self, layer: nn.Module, value: Interval) -> Interval:
+        if isinstance(layer, nn.ReLU):
+            if self.regions:
+                value = self._bounded_backward(value)
+            if self.keep:
+                self.hidden.append(value)
+        if self.trace:
+            self._note_monotone(layer, value)
+        return value.monotone(layer)
+
+    def _bounded_backward(self, value: Interval) -> Interval:
+        """The ends of each unit, as linear functions of the inputs."""
+        shape = value.centre.shape[1:]
+        units = torch.eye(shape.numel(), device=value.centre.device).view(-1, *shape)
+        rows = torch.cat([units, -units]).expand(len(value.centre), *[-1] * (1 + len(shape)))
+        least, most = _pulled(self.regions, self.tape, rows).chunk(2, dim=1)
+        ends = least.reshape(-1, *shape), -most.reshape(-1, *shape)
+        return Interval.between(value.clean, *ends)
+
     def _note_monotone(self, layer: nn.Module, value: Interval) -> None:
         shape = value.centre.shape[1:]
         if type(layer) is nn.ReLU:
-            self._note(_back_through_relu(value))
+            self._note(_back_through_relu(value, parallel=bool(self.regions)))
         elif type(layer) is nn.Flatten:
             self._note(lambda rows: (rows.reshape(*rows.shape[:2], *shape), rows.new_zeros(())))
         else:

@@ -8,6 +8,7 @@ from robustfront.methods.base import METHODS, LossTerms, Method, StepContext, kl
 from robustfront.methods.cc_ibp import CCIBP
 from robustfront.methods.clp import CLP
 from robustfront.methods.clp_noise import CLPNoise
+from robustfront.methods.coap import COAP
 from robustfront.methods.crown_ibp import CROWNIBPTraining
 from robustfront.methods.cure import CURE
 from robustfront.methods.dale import DALE
@@ -33,6 +34,7 @@ else:
     MethodField = METHODS.field()
 
 __all__ = [
+    "COAP",
     "ALP",
     "CCIBP",
     "CROWNIBPTraining",

@@ -50,6 +50,7 @@ class Bounding(Method):
     """
 
     looks_inside: ClassVar[bool] = True
+    dual: ClassVar[bool] = False  # see `propagate`
 
     kappa: Share = 0.0
     regularise: NonNegativeFloat = 0.5
@@ -97,7 +98,7 @@ class Bounding(Method):
         kappa = 1 - (1 - self.kappa) * ctx.strength
         clean = x if kappa > 0 or has_batch_norm(model) else None
         every = [region for group in groups for region in group]
-        known = propagate(model, every, clean, keep=weight > 0, trace=self.traces(ctx))
+        known = propagate(model, every, clean, weight > 0, self.traces(ctx), self.dual)
         rule = margins_of(y.repeat(len(groups)), known.classes)
         margins = self.lower(known, rule, ctx).chunk(len(groups))
         terms = dict(self.robust(margins, ctx))
