@@ -31,6 +31,7 @@ from robustfront.unseen import (
     Elastic,
     Fog,
     Gabor,
+    Geometric,
     Patch,
     RotationTranslation,
     Snow,
@@ -44,6 +45,7 @@ TRIED = {
     "gabor": Gabor(strength=0.5, steps=8, restarts=2),
     "fog": Fog(strength=2, steps=8, restarts=2),
     "snow": Snow(density=0.2, steps=8, restarts=2),
+    "geometric": Geometric(rotation=25, translation=1, shear=0.1, contrast=0.2),
     "jpeg": JPEG(steps=8, restarts=2),
 }
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from robustfront.attacks import eval_mode
 from robustfront.certifiers import CERTIFIERS, Certifier, proven
-from robustfront.certifiers.propagation import margins_of
+from robustfront.certifiers.propagation import box_between, margins_of, propagate
 from robustfront.data import Split
 from robustfront.errors import ConfigError, DataError, nearest
 from robustfront.evaluation.evaluate import plain_predictions
 from robustfront.evaluation.records import UNDECIDED, Records
 from robustfront.threats import Threat
+from robustfront.unseen import Unseen
 
 _BATCH = 100
 
@@ -42,7 +43,7 @@ def certifying(
     """
     names = {f"{threat.name}/{certifier.name}": threat for threat in threats}
     _refuse_others(certifier, threats)
-    known = {name: _begun(records, name, threat) for name, threat in names.items()}
+    known = {name: _begun(records, name, threat.name) for name, threat in names.items()}
     total = max(sum(len(found) for found in known.values()), 1)
     with eval_mode(model):
         lower = certifier.prepare(model)
@@ -59,6 +60,85 @@ def certifying(
                 done = sum(int((found != UNDECIDED).sum()) for found in known.values())
                 yield done / total, records
     yield 1.0, replace(records, certified={**records.certified, **known})
+
+
+def certifying_changes(
+    model: nn.Module,
+    split: Split,
+    unseen: Sequence[Unseen],
+    records: Records,
+    save: Callable[[Records], None] = lambda records: None,
+) -> Iterator[tuple[float, Records]]:
+    """The same within perturbations that are certifiable, box by box.
+
+    An example is proved if it is in each of the boxes that hold its changed images: by interval
+    bounds, or by linear bounds over them where the model's layers can be passed backward.
+
+    Raises:
+        ConfigError: a layer that cannot be bounded.
+    """
+    _, verifier = box_prover(model, split)
+    names = {f"{one.name.partition('/')[0]}/{verifier}": one for one in unseen}
+    known = {name: _begun(records, name, name.partition("/")[0]) for name in names}
+    total = max(sum(len(found) for found in known.values()), 1)
+    with eval_mode(model):
+        for name, one in names.items():
+            waiting = np.flatnonzero(known[name] == UNDECIDED)
+            for first in range(0, len(waiting), _BATCH):
+                rows = waiting[first : first + _BATCH]
+                x, y = split.batch(torch.from_numpy(rows).to(split.y.device))
+                known[name][rows] = _proven_in_boxes(model, x, y, one).cpu().numpy()
+                records = replace(records, certified={**records.certified, **known})
+                save(records)
+                done = sum(int((found != UNDECIDED).sum()) for found in known.values())
+                yield done / total, records
+    yield 1.0, replace(records, certified={**records.certified, **known})
+
+
+Prover = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+def box_prover(model: nn.Module, split: Split) -> tuple[Prover, str]:
+    """What proves specifications in boxes, and how metrics call it."""
+    x, _ = split.batch(slice(0, 1))
+    with eval_mode(model), torch.no_grad():
+        try:
+            propagate(model, [box_between(x, x)], trace=True)
+        except ConfigError:
+            propagate(model, [box_between(x, x)])
+            return _by_intervals, "ibp"
+    return _by_lines, "ibp-crown_ibp"
+
+
+def _by_intervals(model: nn.Module, low: Tensor, high: Tensor, rule: Tensor) -> Tensor:
+    return proven(propagate(model, [box_between(low, high)]).lower(rule))
+
+
+def _by_lines(model: nn.Module, low: Tensor, high: Tensor, rule: Tensor) -> Tensor:
+    """Intervals first; lines only for what these leave open."""
+    found = _by_intervals(model, low, high, rule)
+    rows = (~found).nonzero()[:, 0]
+    if len(rows):
+        known = propagate(model, [box_between(low[rows], high[rows])], trace=True)
+        found[rows] = proven(known.backward(rule[rows]))
+    return found
+
+
+@torch.no_grad()
+def _proven_in_boxes(model: nn.Module, x: Tensor, y: Tensor, unseen: Unseen) -> Tensor:
+    """Which examples are proved right in all of their boxes, (N,)."""
+    logits = model(x)
+    prove, _ = box_prover(model, Split(x, y, 1.0))
+    left = (logits.argmax(1) == y).nonzero()[:, 0]
+    boxes = iter(unseen.boxes(x))
+    rule = margins_of(y, logits.shape[1])
+    for low, high in boxes:
+        if not len(left):
+            break
+        left = left[prove(model, low[left], high[left], rule[left])]
+    found = torch.zeros_like(y, dtype=torch.bool)
+    found[left] = True
+    return found
 
 
 def certified(
@@ -81,11 +161,11 @@ def plain_logits(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def _begun(records: Records, name: str, threat: Threat) -> np.ndarray:
+def _begun(records: Records, name: str, threat: str) -> np.ndarray:
     """What is known of each example before anything is computed."""
     found = records.certified.get(name)
     begun = np.full(len(records), UNDECIDED, np.int8) if found is None else found.copy()
-    begun[records.union([n for n in records.attacked if n.startswith(f"{threat.name}/")])] = 0
+    begun[records.union([n for n in records.attacked if n.startswith(f"{threat}/")])] = 0
     return begun
 
 
@@ -120,7 +200,11 @@ def _require_images(x: Tensor) -> None:
 
 
 def certify(
-    model: nn.Module, x: Tensor, y: Tensor, threat: str, certifier: str | Certifier = "cascade"
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: str | Unseen,
+    certifier: str | Certifier = "cascade",
 ) -> Records:
     """Which examples are proved right and robust; `errors("test")` of the result sums it up.
 
@@ -128,7 +212,8 @@ def certify(
         model: logits (N, K) from inputs in [0, 1]; put into eval mode meanwhile.
         x: (N, C, H, W) float32 in [0, 1], on the model's device.
         y: (N,) int64.
-        threat: such as `linf:1/10`.
+        threat: such as `linf:1/10`; or a perturbation that is certifiable, such as
+            `robustfront.unseen.Patch(size=3)`, which has a certifier of its own.
         certifier: or its name (then with its defaults).
 
     Raises:
@@ -140,6 +225,12 @@ def certify(
         raise DataError(f"x and y are of the same length, got {len(x)} and {len(y)}")
     split = Split(x, y, 1.0)
     records = Records(y.cpu().numpy(), plain_predictions(model, split))
+    if isinstance(threat, Unseen):
+        if not threat.certifiable:
+            raise ConfigError("threat", [f"{threat.name.partition('/')[0]} has no certificate"])
+        for _, found in certifying_changes(model, split, [threat], records):
+            records = found
+        return records
     return certified(model, split, [_threat(threat)], _certifier(certifier, "certifier"), records)
 
 

@@ -15,6 +15,7 @@ from robustfront.executors.task import Message, Task
 from robustfront.training.trial import (
     certified_errors,
     certify_final,
+    certify_unseen,
     corruption_errors,
     measure_final,
     measure_unseen,
@@ -70,9 +71,11 @@ def _measured(task: Task, config: TrialConfig, raw: RawData | None) -> Iterator[
     measured = {name: error for name, error in errors.items() if "/" in name}
     for share in certify_final(config, folder, raw):
         yield {"share": share}
-    measured |= certified_errors(config, folder)
     for share in measure_unseen(config, folder, raw):
         yield {"share": share}
+    for share in certify_unseen(config, folder, raw):
+        yield {"share": share}
+    measured |= certified_errors(config, folder)
     measured |= unseen_errors(config, folder) | corruption_errors(config, folder)
     reasons = list(suspicions(config, folder, raw))
     for threat, by_source in transferred(config, folder, task.siblings, raw).items():
@@ -85,6 +88,8 @@ def _certified(task: Task, config: TrialConfig, raw: RawData | None) -> Iterator
     """What is proved of a member of the front."""
     folder = Path(task.folder)
     for share in certify_final(config, folder, raw):
+        yield {"share": share}
+    for share in certify_unseen(config, folder, raw):
         yield {"share": share}
     yield {"measured": certified_errors(config, folder), "suspect": None}
 

@@ -6,6 +6,7 @@ records.npz                    predictions of the selected model on the validati
 test-<attack>.npz              the same on the test split, once they are asked for
 test-certified.npz             what is proved of each example of the test split
 test-unseen.npz                the same under perturbations that nobody trained against
+test-unseen-certified.npz      what is proved within those of them that can be certified
 checkpoint/config.json         the same as above: this folder alone rebuilds the model
 checkpoint/last.safetensors    weights after the last epoch
 checkpoint/best.safetensors    weights of the epoch with the lowest robust error
@@ -28,7 +29,7 @@ from robustfront.attacks import Attack
 from robustfront.config import TrialConfig, load_trial
 from robustfront.data import Corrupted, DataSet, RawData, Split, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
-from robustfront.evaluation.certify import certified, certifying
+from robustfront.evaluation.certify import certified, certifying, certifying_changes
 from robustfront.evaluation.evaluate import (
     measure,
     measure_corrupted,
@@ -195,18 +196,66 @@ def certify_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
     save(records)
 
 
-def certified_errors(config: TrialConfig, folder: Path) -> dict[str, float]:
-    """What `certify_final` has found: certified errors on the test split, by metric.
+def certify_unseen(
+    config: TrialConfig, folder: Path, raw: RawData | None = None
+) -> Iterator[float]:
+    """The same for those of `evaluate.unseen` that can be certified, where the job certifies.
+
+    To `test-unseen-certified.npz`; examples that `measure_unseen` has found fooled need none.
 
     Raises:
-        DataError: the file is damaged.
+        ConfigError: a layer that cannot be bounded.
+        DataError: the checkpoint or the data cannot be read.
     """
+    final = config.evaluate.final
+    unseen = [one for one in config.evaluate.unseen if one.certifiable]
+    if not unseen or (final.certify or config.evaluate.certify) is None:
+        return
+    model, test = _model_and_test(config, folder, raw)
+    test = test if final.examples is None else test.first(final.examples)
+    attacked = folder / "test-unseen.npz"
+    known = Records.load(attacked).attacked if attacked.exists() else {}
+    if any((found < 0).any() or len(found) != len(test) for found in known.values()):
+        known = {}
+    records = Records(test.y.cpu().numpy(), plain_predictions(model, test), known)
+    told = _identity(config, model) + json.dumps([one.model_dump(mode="json") for one in unseen])
+    path, said = records_of_unseen_certificates(folder), np.array(told)
+    if path.exists() and str(read_arrays(path).get("identity")) == str(said):
+        records = replace(records, certified=Records.load(path).certified)
+
+    def save(records: Records) -> None:
+        write_bytes(path, replace(records, attacked={}).to_bytes({"identity": said}))
+
+    for share, found in certifying_changes(model, test, unseen, records, save):
+        yield share
+        records = found
+    save(records)
+
+
+def certified_errors(config: TrialConfig, folder: Path) -> dict[str, float]:
+    """What `certify_final` and `certify_unseen` have found: certified errors on the test split.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    found: dict[str, float] = {}
     path = records_of_certificates(folder)
-    if not path.exists():
-        return {}
-    errors = Records.load(path).errors("test")
-    wanted = ("test/certified_error/", "test/examples")
-    return {name: error for name, error in errors.items() if name.startswith(wanted)}
+    if path.exists():
+        errors = Records.load(path).errors("test")
+        wanted = ("test/certified_error/", "test/examples")
+        found |= {name: error for name, error in errors.items() if name.startswith(wanted)}
+    path = records_of_unseen_certificates(folder)
+    if path.exists():
+        proofs = Records.load(path).certified
+        found |= {
+            f"test/certified_error/{name}": float((p != 1).mean()) for name, p in proofs.items()
+        }
+    return found
+
+
+def records_of_unseen_certificates(folder: Path) -> Path:
+    """Where the certificates within perturbations other than the threats are."""
+    return folder / "test-unseen-certified.npz"
 
 
 def records_of_certificates(folder: Path) -> Path:

@@ -6,6 +6,7 @@ from robustfront.unseen.base import UNSEEN, Unseen
 from robustfront.unseen.elastic import Elastic
 from robustfront.unseen.fog import Fog
 from robustfront.unseen.gabor import Gabor
+from robustfront.unseen.geometric import Geometric
 from robustfront.unseen.jpeg import JPEG
 from robustfront.unseen.patch import Patch
 from robustfront.unseen.rotation_translation import RotationTranslation
@@ -22,6 +23,7 @@ __all__ = [
     "Elastic",
     "Fog",
     "Gabor",
+    "Geometric",
     "Patch",
     "RotationTranslation",
     "Snow",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,12 @@ from robustfront.registry import Component, Registry
 
 
 class Unseen(Component):
-    """Looks for a changed image that is misclassified, among candidates made one by one."""
+    """Looks for a changed image that is misclassified, among candidates made one by one.
+
+    Where it is `certifiable`, `boxes` hold every changed image.
+    """
+
+    certifiable: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -37,6 +42,10 @@ class Unseen(Component):
             number: from 0.
             rng: of this candidate, one row an example.
         """
+
+    def boxes(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Boxes of images, by their ends (N, C, H, W), that together hold all changed ones."""
+        raise NotImplementedError(f"{self.name} has no certificate")
 
     @final
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
