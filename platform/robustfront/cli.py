@@ -182,6 +182,37 @@ def certify(
 
 
 @app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
+    trial: One = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for each example.")] = 100.0,
+) -> None:
+    """Write ONNX and VNN-LIB files, for complete verifiers to decide what is undecided."""
+    from robustfront import sweep
+
+    count = sweep.export(name, trial, out, timeout)
+    print(f"{out}: model.onnx and {count} undecided examples in instances.csv")
+
+
+@app.command()
+def verdicts(
+    name: Name,
+    file: Annotated[Path, typer.Argument(metavar="RESULTS.csv", help="What a verifier found.")],
+    verifier: Annotated[str, typer.Option(help="Its name in metrics.")],
+    trial: One = None,
+    threat: Annotated[
+        str | None, typer.Option(help="linf_0.1, ...: where the job has several.")
+    ] = None,
+) -> None:
+    """Add what a complete verifier has decided of exported examples."""
+    from robustfront import report, sweep
+
+    done, chosen, found = sweep.import_verdicts(name, trial, file, verifier, threat)
+    report.show_verdicts(done, chosen, found)
+
+
+@app.command()
 def validate(job: JobFile, settings: Settings = None) -> None:
     """Every problem of a job file; if there is none, the plan and what it will cost."""
     from robustfront import report

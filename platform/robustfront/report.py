@@ -234,6 +234,15 @@ def show_certified(sweep: Sweep, verifier: str, trials: Sequence[str]) -> None:
     _show_errors(sweep, verifier, trials, columns)
 
 
+def show_verdicts(sweep: Sweep, trial: str, found: Mapping[str, float]) -> None:
+    """What another verifier's verdicts leave of a trial."""
+    console = Console(highlight=False)
+    test = sweep.state.trials[trial].test
+    for name, value in found.items():
+        shown = _with_interval(value, test) if is_error(name) else f"{value:.0f}"
+        console.print(f"{trial}: {name} {shown}", markup=False, soft_wrap=True)
+
+
 def _perturbation_sets(sweep: Sweep) -> list[str]:
     """Each threat, and their union where there are several."""
     threats = [threat.name for threat in sweep.job.threat]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ import yaml
 
 from robustfront.attacks import ATTACKS
 from robustfront.certifiers import CERTIFIERS, Cascade
-from robustfront.config import Final, Job
+from robustfront.config import Final, Job, TrialConfig
 from robustfront.errors import ConfigError, DataError, nearest
 from robustfront.evaluation.records import Records
 from robustfront.executors.choose import Executor, Kind, make_executor
@@ -31,11 +32,14 @@ from robustfront.problems import overlaid
 from robustfront.search.cells import worth_measuring
 from robustfront.search.members import objectives_of
 from robustfront.search.plan import Plan, check, load_plan
+from robustfront.threats import Threat
 from robustfront.tracking.ablation_view import AblationView, ablation_of
 from robustfront.tracking.front import Front
 from robustfront.tracking.shipper import Shipper
 from robustfront.tracking.tables import front_of, records_table, trials_table
 from robustfront.training.checkpoint import check_init
+from robustfront.training.trial import export_final
+from robustfront.training.trial import import_verdicts as record_verdicts
 
 # What may change when a sweep goes on; anything else would make its trials incomparable.
 _RESUMABLE = (
@@ -255,6 +259,86 @@ def certify(
         return final, final.certify.name
 
     return _again(sweep, "certify", trial, settings, executor, address)
+
+
+def export(sweep: str | Path, trial: str | None, out: Path, timeout: float = 100.0) -> int:
+    """Write what other verifiers need to decide what nothing here has decided of a trial.
+
+    Args:
+        trial: the id of a finished trial, or how it begins; None: the only member of the front.
+        out: a folder that does not exist yet.
+        timeout: seconds for each example.
+
+    Returns:
+        How many examples that are, for all threats.
+
+    Raises:
+        ConfigError: no such trial, a threat that is no box, or a folder that exists.
+        DataError: no such sweep, or data that cannot be read.
+    """
+    opened = Sweep.open(sweep)
+    chosen = _only(opened.job, opened.state, trial)
+    config = TrialConfig.model_validate(opened.state.trials[chosen].config)
+    return export_final(config, opened.folder / "trials" / chosen, out, timeout)
+
+
+def import_verdicts(
+    sweep: str | Path, trial: str | None, verdicts: Path, verifier: str, threat: str | None = None
+) -> tuple[Sweep, str, dict[str, float]]:
+    """Add what another verifier has decided of a trial's test examples, in ledger and MLflow.
+
+    Args:
+        trial: as in `export`.
+        verdicts: its results, see `robustfront.evaluation.vnnlib.read_verdicts`.
+        verifier: what metrics call it.
+        threat: the name of the threat, where the job has several.
+
+    Returns:
+        The sweep afterwards, the trial's id, and what is new.
+
+    Raises:
+        ConfigError: no such trial or threat, or a sweep that is running.
+        DataError: verdicts that cannot be read, or that contradict what is known.
+    """
+    folder = find(sweep)
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", verifier):
+        raise ConfigError("--verifier", [f"letters, digits, _ and . make a name, got {verifier!r}"])
+    with _only_driver(folder), closing(Ledger.open(folder)) as ledger:
+        state = SweepState.of(ledger.read())
+        job = check(state.job, str(folder / "job.yaml")).job
+        chosen = _only(job, state, trial)
+        known = state.trials[chosen]
+        config = TrialConfig.model_validate(known.config)
+        ball = _threat_of(config, threat)
+        metrics = record_verdicts(config, folder / "trials" / chosen, ball, verdicts, verifier)
+        body = {"metrics": metrics, "suspect": known.suspect}
+        event = Event("measured", chosen, known.attempt, known.measured, body)
+        for committed in ledger.append([event]):
+            state.apply(committed)
+        shipper = Shipper(folder, job)
+        shipper.start()
+        pending = shipper.close(90.0)
+    return Sweep(folder, state, pending), chosen, metrics
+
+
+def _threat_of(config: TrialConfig, name: str | None) -> Threat:
+    """A threat of a trial by its name; the only one without."""
+    named = {threat.name: threat for threat in config.threat}
+    if name is None and len(named) == 1:
+        return config.threat[0]
+    if name not in named:
+        found = f"got {name!r}" if name else "is missing"
+        raise ConfigError("--threat", [f"{found}{nearest(name, [*named])}"])
+    return named[name]
+
+
+def _only(job: Job, state: SweepState, trial: str | None) -> str:
+    """One finished trial."""
+    chosen = _chosen(job, state, trial)
+    if len(chosen) != 1:
+        found = f"{len(chosen)} trials are members of the front: say which one"
+        raise ConfigError("--trial", [f"{found} ({', '.join(chosen)})"])
+    return chosen[0]
 
 
 def _again(

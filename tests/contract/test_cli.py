@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 COMMANDS = (
     "certify",
     "evaluate",
+    "export",
     "front",
     "resume",
     "run",
@@ -37,6 +38,7 @@ COMMANDS = (
     "trial",
     "ui",
     "validate",
+    "verdicts",
 )
 Call = Callable[..., "Done"]
 
@@ -541,6 +543,40 @@ def test_certify_takes_the_cascade_unless_told_otherwise(cli: Call, copy: Path) 
     assert done.code == 0, done.text
     test = rf.Sweep.open("tiny").state.trials[member].test
     assert test["test/certified_error/linf_0.1/ibp-crown_ibp-crown"] <= test[PROVED]
+
+
+def test_what_is_undecided_goes_to_another_verifier_and_comes_back(
+    cli: Call, copy: Path, tmp_path: Path
+) -> None:
+    member = rf.Sweep.open("tiny").front()["trial"].iloc[0]
+    assert cli("certify", "tiny", "--trial", member, "--certifier", "ibp").code == 0
+    before = rf.Sweep.open("tiny").state.trials[member].test
+    done = cli("export", "tiny", "--trial", member, "--out", str(tmp_path / "out"))
+    assert done.code == 0, done.text
+    listed = (tmp_path / "out" / "instances.csv").read_text().splitlines()
+    undecided = round(50 * (before[PROVED] - before["test/robust_error/linf_0.1/pgd5x2"]))
+    assert len(listed) == undecided > 1
+    names = [line.split(",")[1] for line in listed]
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+    assert (tmp_path / "out" / "model.onnx").stat().st_size > 0
+    results = tmp_path / "results.csv"
+    results.write_text(f"model.onnx,{names[0]},unsat,1.0\nmodel.onnx,{names[1]},timeout,9\n")
+    options = ["--trial", member, "--verifier", "other"]
+    done = cli("verdicts", "tiny", str(results), *options)
+    assert done.code == 0, done.text
+    after = rf.Sweep.open("tiny").state.trials[member].test
+    assert after[f"{PROVED}-other"] == pytest.approx(before[PROVED] - 1 / 50)
+    assert after["test/verdicts/proved"] == after["test/verdicts/open"] == 1
+    assert f"{100 * after[f'{PROVED}-other']:.1f} [" in done.text
+    again = cli("export", "tiny", "--trial", member, "--out", str(tmp_path / "again"))
+    assert f"{undecided - 1} undecided" in again.text
+    taken = cli("export", "tiny", "--trial", member, "--out", str(tmp_path / "again"))
+    assert taken.code == 2 and "again exists" in taken.text
+    results.write_text("model.onnx,linf_0.1/50.vnnlib,unsat,1.0\n")
+    wrong = cli("verdicts", "tiny", str(results), *options)
+    assert wrong.code == 2 and "has example 50, there are 50" in wrong.text
+    wrong = cli("verdicts", "tiny", str(results), *options, "--threat", "linf_0.2")
+    assert wrong.code == 2 and "did you mean 'linf_0.1'" in wrong.text
 
 
 BAD_CERTIFICATES = {

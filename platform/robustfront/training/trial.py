@@ -42,7 +42,16 @@ from robustfront.evaluation.evaluate import (
 from robustfront.evaluation.gates import POINT, masking
 from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records, read_arrays
+from robustfront.evaluation.vnnlib import (
+    instances,
+    read_verdicts,
+    require_box,
+    specification,
+    to_onnx,
+    with_verdicts,
+)
 from robustfront.files import write_bytes
+from robustfront.threats import Threat
 from robustfront.training.checkpoint import (
     check_init,
     export_model,
@@ -230,6 +239,108 @@ def certify_unseen(
         yield share
         records = found
     save(records)
+
+
+def export_final(
+    config: TrialConfig, folder: Path, out: Path, timeout: float, raw: RawData | None = None
+) -> int:
+    """What other verifiers need to decide the examples that nothing here has decided.
+
+    Writes `model.onnx`, `<threat>/<number>.vnnlib` and `instances.csv` to a new folder: of the
+    examples of `measure_final` those that are right, not fooled and not proved, for all one knows.
+
+    Returns:
+        How many there are, for all threats.
+
+    Raises:
+        ConfigError: a threat that is no box; a folder that exists.
+        DataError: the checkpoint or the data cannot be read.
+        RobustfrontError: onnx is not installed, or the exported model computes something else.
+    """
+    for threat in config.threat:
+        require_box(threat)
+    if out.exists():
+        raise ConfigError("--out", [f"{out} exists"])
+    model, test = _model_and_test(config, folder, raw)
+    examples = config.evaluate.final.examples
+    test = test if examples is None else test.first(examples)
+    x, y = test.batch(slice(0, len(test)))
+    records, weights = _known(config, folder, model, test), to_onnx(model, x)
+    classes = model(x[:1]).shape[1]
+    files = {
+        f"{threat.name}/{number}.vnnlib": specification(
+            x[number].cpu(), int(y[number]), classes, threat
+        )
+        for threat in config.threat
+        for number in np.flatnonzero(_undecided(records, threat)).tolist()
+    }
+    for name, text in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(out / name, text.encode())
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "model.onnx", weights)
+    write_bytes(out / "instances.csv", instances(files, timeout).encode())
+    return len(files)
+
+
+def import_verdicts(
+    config: TrialConfig, folder: Path, threat: Threat, verdicts: Path, verifier: str
+) -> dict[str, float]:
+    """Certified errors with the proofs of another verifier added to those there are.
+
+    They go to `test-certified.npz`, under the names of all verifiers.
+
+    Returns:
+        Certified errors on the test split by metric, and how many verdicts there are of each kind.
+
+    Raises:
+        DataError: verdicts that cannot be read, or that contradict what is known.
+        SoundnessError: a proof that an attack contradicts.
+    """
+    found = read_verdicts(verdicts)
+    model, test = _model_and_test(config, folder, None)
+    examples = config.evaluate.final.examples
+    test = test if examples is None else test.first(examples)
+    records, path = _known(config, folder, model, test), records_of_certificates(folder)
+    own = {n: p for n, p in records.certified.items() if n.partition("/")[0] == threat.name}
+    before = max(own, key=lambda name: int((own[name] == 1).sum()), default="")
+    known = own[before] if before else np.zeros(len(test), np.int8)
+    proved = with_verdicts(known, found, str(verdicts))
+    name = f"{before or threat.name + '/'}{'-' if before else ''}{verifier}"
+    records = replace(records, certified={**records.certified, name: proved})
+    said = np.array(_identity(config, model))
+    write_bytes(path, replace(records, attacked={}).to_bytes({"identity": said}))
+    kinds = [*found.values()]
+    counts = {f"test/verdicts/{kind}": float(kinds.count(kind)) for kind in sorted({*kinds})}
+    return {f"test/certified_error/{name}": float((proved != 1).mean()), **counts}
+
+
+def _known(config: TrialConfig, folder: Path, model: nn.Module, test: Split) -> Records:
+    """All that attacks and certifiers have found out about these examples."""
+    attacks: dict[str, np.ndarray] = {}
+    proofs: dict[str, np.ndarray] = {}
+    path = records_of_test(folder, config.evaluate.final.attack)
+    if path.exists():
+        attacks = dict(Records.load(path).attacked)
+    path = records_of_certificates(folder)
+    if path.exists():
+        proofs = dict(Records.load(path).certified)
+    n = len(test)
+    return Records(
+        test.y.cpu().numpy(),
+        plain_predictions(model, test),
+        {k: found for k, found in attacks.items() if len(found) == n and (found >= 0).all()},
+        {k: found for k, found in proofs.items() if len(found) == n},
+    )
+
+
+def _undecided(records: Records, threat: Threat) -> np.ndarray:
+    """Which examples are right, not fooled within a threat, and not proved by anybody, (N,)."""
+    mine = [name for name in records.attacked if name.partition("/")[0] == threat.name]
+    proofs = [p for n, p in records.certified.items() if n.partition("/")[0] == threat.name]
+    proved = np.any([found == 1 for found in proofs], axis=0) if proofs else False
+    undecided: np.ndarray = ~records.union(mine) & ~np.asarray(proved, dtype=bool)
+    return undecided
 
 
 def certified_errors(config: TrialConfig, folder: Path) -> dict[str, float]:
