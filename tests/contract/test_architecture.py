@@ -53,7 +53,12 @@ FOLDERS: dict[str, tuple[ModuleType, Any, set[str], int]] = {
     "models": (models, models.MODELS, {"base", "conditioned"}, 6),
     "data": (data, data.DATA, {"base", "corrupted", "drawn", "torchvision_sets"}, 6),
     "updates": (updates, updates.UPDATES, {"base"}, 1),
-    "certifiers": (certifiers, certifiers.CERTIFIERS, {"base", "propagation", "relaxation"}, 5),
+    "certifiers": (
+        certifiers,
+        certifiers.CERTIFIERS,
+        {"base", "input_dependent", "propagation", "relaxation"},
+        5,
+    ),
     "unseen": (unseen, unseen.UNSEEN, {"base"}, 3),
 }
 
