@@ -28,6 +28,7 @@ from pydantic import (
 from robustfront.ablation import Ablation
 from robustfront.attacks import ATTACKS, PGD, Attack, AttackField
 from robustfront.certifiers import Certifier, CertifierField
+from robustfront.certifiers import Smoothing as SmoothingCertifier
 from robustfront.cost import Cost
 from robustfront.data import DataField
 from robustfront.errors import ConfigError, nearest
@@ -170,6 +171,9 @@ def _metric_names(threats: Sequence[Threat], evaluate: Evaluate) -> list[str]:
     if evaluate.certify is not None:
         names += [f"val/certified_error/{name}/{evaluate.certify.name}" for name in sets]
         short.append("certified_error")
+        if isinstance(evaluate.certify, SmoothingCertifier):
+            names.append(f"val/smoothed_error/{evaluate.certify.name}")
+            short.append("smoothed_error")
     return [*short, "val/standard_error", *names]
 
 
@@ -293,6 +297,17 @@ class TrialConfig(Component):
                 )
         return evaluate
 
+    @field_validator("evaluate")
+    @classmethod
+    def _noise_to_certify_with(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
+        smoothing = info.data.get("smoothing")
+        for key, one in (("certify", evaluate.certify), ("final.certify", evaluate.final.certify)):
+            if not isinstance(one, SmoothingCertifier) or one.sigma or smoothing is None:
+                continue
+            if not smoothing.sigma:
+                raise ValueError(f"{key}.sigma: is missing, and smoothing.sigma is 0")
+        return evaluate
+
     @field_validator("objectives")
     @classmethod
     def _measured_objectives(
@@ -323,6 +338,13 @@ class TrialConfig(Component):
         model = build_model(self.model, shape, classes, mean, std)
         weight = self.method.condition
         return model if weight is None else conditioned(model, weight)
+
+    def certifier(self, final: bool = False) -> Certifier | None:
+        """What certifies after each epoch, or finally; smoothing with the noise of training."""
+        found = (self.evaluate.final.certify if final else None) or self.evaluate.certify
+        if isinstance(found, SmoothingCertifier) and found.sigma is None and self.smoothing.sigma:
+            return found.model_copy(update={"sigma": self.smoothing.sigma})
+        return found
 
     @property
     def id(self) -> str:

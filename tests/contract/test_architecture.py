@@ -49,7 +49,7 @@ def test_platform_is_still_the_standard_library_s() -> None:
 FOLDERS: dict[str, tuple[ModuleType, Any, set[str], int]] = {
     # package, its registry, files that hold no component, least number of components
     "attacks": (attacks, attacks.ATTACKS, {"base", "goals"}, 2),
-    "methods": (methods, methods.METHODS, {"base", "bounding"}, 3),
+    "methods": (methods, methods.METHODS, {"base", "bounding", "noisy"}, 3),
     "models": (models, models.MODELS, {"base", "conditioned"}, 6),
     "data": (data, data.DATA, {"base", "corrupted", "drawn", "torchvision_sets"}, 6),
     "updates": (updates, updates.UPDATES, {"base"}, 1),

@@ -1,4 +1,4 @@
-"""Certificates: proofs that no allowed input changes a prediction."""
+"""Certificates: proofs, and statements with a known risk, that no allowed input changes a class."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,8 @@ from robustfront.certifiers.cascade import Cascade
 from robustfront.certifiers.crown import CROWN
 from robustfront.certifiers.crown_ibp import CROWNIBP
 from robustfront.certifiers.ibp import IBP
+from robustfront.certifiers.input_dependent import InputDependent
+from robustfront.certifiers.smoothing import Smoothing
 
 if TYPE_CHECKING:
     CertifierField = Certifier
@@ -23,6 +25,8 @@ __all__ = [
     "Cascade",
     "Certifier",
     "CertifierField",
+    "InputDependent",
     "Lower",
+    "Smoothing",
     "proven",
 ]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from robustfront.attacks import eval_mode
-from robustfront.certifiers import CERTIFIERS, Certifier, proven
+from robustfront.certifiers import CERTIFIERS, Certifier, Smoothing, proven
 from robustfront.certifiers.propagation import box_between, margins_of, propagate
 from robustfront.data import Split
 from robustfront.errors import ConfigError, DataError, nearest
 from robustfront.evaluation.evaluate import plain_predictions
 from robustfront.evaluation.records import UNDECIDED, Records
+from robustfront.evaluation.smoothing import smoothing
 from robustfront.threats import Threat
 from robustfront.unseen import Unseen
 
@@ -29,6 +30,7 @@ def certifying(
     certifier: Certifier,
     records: Records,
     save: Callable[[Records], None] = lambda records: None,
+    anchors: Tensor | None = None,
 ) -> Iterator[tuple[float, Records]]:
     """Certificates for the examples of a split, and the share that is done after each batch.
 
@@ -37,12 +39,16 @@ def certifying(
     Args:
         records: of this model on this split; goes on where its certificates end.
         save: is given the records after each batch.
+        anchors: training images, for noise that depends on them.
 
     Raises:
         ConfigError: a threat or model that the certifier cannot handle.
     """
     names = {f"{threat.name}/{certifier.name}": threat for threat in threats}
     _refuse_others(certifier, threats)
+    if isinstance(certifier, Smoothing):
+        yield from smoothing(model, split, threats, certifier, records, anchors, save)
+        return
     known = {name: _begun(records, name, threat.name) for name, threat in names.items()}
     total = max(sum(len(found) for found in known.values()), 1)
     with eval_mode(model):
@@ -147,11 +153,19 @@ def certified(
     threats: Sequence[Threat],
     certifier: Certifier,
     records: Records,
+    anchors: Tensor | None = None,
 ) -> Records:
-    """The records with certificates for all examples; raises as `certifying`."""
-    for _, found in certifying(model, split, threats, certifier, records):
+    """The records with certificates for all examples; arguments and errors as `certifying`."""
+    for _, found in certifying(model, split, threats, certifier, records, anchors=anchors):
         records = found
     return records
+
+
+def anchors_for(certifier: Certifier, train: Split) -> Tensor | None:
+    """The training images, where noise depends on them."""
+    if not isinstance(certifier, Smoothing) or not certifier.needs_anchors:
+        return None
+    return train.batch(slice(0, len(train)))[0]
 
 
 def plain_logits(model: nn.Module, x: Tensor) -> Tensor:

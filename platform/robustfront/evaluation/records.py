@@ -15,6 +15,7 @@ from robustfront.errors import ConfigError, DataError, SoundnessError, nearest
 from robustfront.evaluation import metrics
 
 UNDECIDED = -1
+ABSTAINED = -2
 
 # What np.load and the archive raise on a file that is not what it seems.
 _DAMAGED = (AttributeError, ValueError, TypeError, KeyError, BadZipFile, zlib.error)
@@ -30,6 +31,11 @@ class Records:
         attacked: prediction under an attack by `<threat>/<attack>`, (N,) int64 each.
         certified: by `<threat>/<certifier>`, (N,) int8 each: 1 where the plain prediction is proved
             right everywhere, 0 where not, -1 where nobody has tried.
+        smoothed: prediction of a smoothed classifier by the certifier that smooths, (N,) int64:
+            ABSTAINED where it has none, UNDECIDED where nobody has tried. Certificates of that name
+            are about it.
+        radii: certified l2 radii of these, (N,) float64 each.
+        draws: what these follow from: how often the class came, and of how many, (N, 2) int64 each.
 
     Raises:
         SoundnessError: something is proved that an attack, or the plain prediction, contradicts.
@@ -39,16 +45,22 @@ class Records:
     plain: np.ndarray
     attacked: Mapping[str, np.ndarray] = field(default_factory=dict)
     certified: Mapping[str, np.ndarray] = field(default_factory=dict)
+    smoothed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    radii: Mapping[str, np.ndarray] = field(default_factory=dict)
+    draws: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, found in self.certified.items():
-            threat = name.partition("/")[0]
-            attacks = {
+            threat, _, verifier = name.partition("/")
+            against = {
                 attack: predictions
                 for attack, predictions in self.attacked.items()
                 if attack.partition("/")[0] == threat
-            }
-            for attack, predictions in {"no attack": self.plain, **attacks}.items():
+            } | {"no attack": self.plain}
+            if verifier in self.smoothed:
+                # Attacks were on the classifier itself, which says nothing about the smoothed one.
+                against = {"no attack": self.smoothed[verifier]}
+            for attack, predictions in against.items():
                 wrong = np.flatnonzero((found == 1) & (predictions != self.label))
                 if len(wrong):
                     raise SoundnessError(
@@ -71,10 +83,13 @@ class Records:
                 name: np.concatenate([part.attacked[name] for part in parts])
                 for name in parts[0].attacked
             },
-            {
-                name: np.concatenate([part.certified[name] for part in parts])
-                for name in parts[0].certified
-            },
+            *(
+                {
+                    name: np.concatenate([getattr(part, kind)[name] for part in parts])
+                    for name in getattr(parts[0], kind)
+                }
+                for kind in ("certified", "smoothed", "radii", "draws")
+            ),
         )
 
     def part(self, name: str, n: int) -> Records:
@@ -101,7 +116,14 @@ class Records:
             f"{split}/standard_error": standard,
             **long,
             **self._unproven(split),
+            **self._smoothed_mistakes(split),
         }
+
+    def _smoothed_mistakes(self, split: str) -> dict[str, np.ndarray]:
+        """Where a smoothed classifier is wrong or abstains; `smoothed_error` of the first."""
+        long = {f"{split}/smoothed_error/{v}": p != self.label for v, p in self.smoothed.items()}
+        short = {"smoothed_error": next(iter(long.values()))} if long else {}
+        return {**short, **long}
 
     def _unproven(self, split: str) -> dict[str, np.ndarray]:
         """`certified_error` is that on the union: all threats must be proved for an example."""
@@ -141,13 +163,29 @@ class Records:
     def errors(self, split: str) -> dict[str, float]:
         """Every error by its name, and the number of examples."""
         means = {name: float(np.mean(wrong)) for name, wrong in self.mistakes(split).items()}
-        return {**means, f"{split}/examples": float(len(self))}
+        return {**means, **self._of_smoothed(split), f"{split}/examples": float(len(self))}
+
+    def _of_smoothed(self, split: str) -> dict[str, float]:
+        """Average certified radius (0 where wrong), share of abstentions, and how far the classes'
+        accuracies are apart (their standard deviation)."""
+        found: dict[str, float] = {}
+        for verifier, predictions in self.smoothed.items():
+            right = predictions == self.label
+            radii = np.where(right, self.radii[verifier], 0.0)
+            by_class = [right[self.label == label].mean() for label in np.unique(self.label)]
+            found |= {
+                f"{split}/average_certified_radius/l2/{verifier}": float(radii.mean()),
+                f"{split}/abstention_rate/{verifier}": float((predictions == ABSTAINED).mean()),
+                f"{split}/class_spread/{verifier}": float(np.std(by_class)),
+            }
+        return found
 
     def to_bytes(self, more: Mapping[str, np.ndarray] | None = None) -> bytes:
         """As an .npz archive, with `more` arrays that are no records."""
         buffer = io.BytesIO()
         arrays = {f"attacked:{name}": array for name, array in self.attacked.items()}
-        arrays |= {f"certified:{name}": array for name, array in self.certified.items()}
+        for kind in ("certified", "smoothed", "radii", "draws"):
+            arrays |= {f"{kind}:{name}": array for name, array in getattr(self, kind).items()}
         np.savez_compressed(
             buffer,
             allow_pickle=False,
@@ -166,7 +204,8 @@ class Records:
             DataError: no such file, or not records.
         """
         arrays = read_arrays(path)
-        named: dict[str, dict[str, np.ndarray]] = {"attacked": {}, "certified": {}}
+        kinds = ("attacked", "certified", "smoothed", "radii", "draws")
+        named: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in kinds}
         for key, array in arrays.items():
             kind, _, name = key.partition(":")
             if name and kind in named:

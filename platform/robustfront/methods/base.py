@@ -43,6 +43,8 @@ class StepContext:
         shares: the weight of each norm of the training threat; they sum to 1.
         memory: what the method keeps from step to step, by name; its to change.
         strength: share of the full radii that is scheduled for now.
+        sigma: of the noise of smoothing, for methods that draw it themselves; for others it is in
+            the model already.
     """
 
     threat: PerturbationSet
@@ -52,6 +54,7 @@ class StepContext:
     shares: Mapping[Norm, float] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
     strength: float = 1.0
+    sigma: float = 0.0
 
 
 class Method(Component):
@@ -60,6 +63,8 @@ class Method(Component):
     default_update: ClassVar[str] = "plain"  # where a job names none
     # Whether it looks at the model's layers: no noise before them, and one worker.
     looks_inside: ClassVar[bool] = False
+    # Whether it draws the noise of smoothing itself, from the step's `sigma`.
+    draws_noise: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -18,7 +18,7 @@ from robustfront.attacks import Attack
 from robustfront.config import GUARDED, TrialConfig
 from robustfront.data import DataSet, Split, split_data
 from robustfront.errors import DataError, Diverged
-from robustfront.evaluation.certify import certified
+from robustfront.evaluation.certify import anchors_for, certified
 from robustfront.evaluation.evaluate import measure
 from robustfront.evaluation.records import Records
 from robustfront.methods import StepContext
@@ -211,7 +211,7 @@ class _Run:
             x = config.data.augment.apply(x, rng.child("augment"))
         x = x.contiguous(memory_format=torch.channels_last)
         net = self.model
-        if config.smoothing.sigma:
+        if config.smoothing.sigma and not config.method.draws_noise:
             net = _WithNoise(net, config.smoothing.sigma * rng.child("noise").normal(x))
         strength = config.train.eps_ramp.factor(now)
         mix = Rng((*key, "mix"), block=len(index))  # of the whole batch
@@ -226,6 +226,7 @@ class _Run:
             config.train_threat.shares(),
             self.memory,
             strength,
+            config.smoothing.sigma,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             loss = take(net, self.optimizer, config.method, (x, y), ctx)
@@ -280,10 +281,11 @@ class _Run:
         self, model: nn.Module, split: Split, threats: Sequence[Threat], attack: Attack, key: Key
     ) -> Records:
         mine = split.part(self.team.share(len(split)))
-        size, certifier = self.config.evaluate.batch_size, self.config.evaluate.certify
+        size, certifier = self.config.evaluate.batch_size, self.config.certifier()
         records = measure(model, mine, threats, attack, key, size)
         if certifier is not None and split is self.data.val:
-            records = certified(model, mine, threats, certifier, records)
+            anchors = anchors_for(certifier, self.data.train)
+            records = certified(model, mine, threats, certifier, records, anchors)
         return Records.joined(self.team.gather(records))
 
     def guarded(self) -> Metrics:

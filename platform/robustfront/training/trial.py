@@ -26,10 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from robustfront.attacks import Attack
+from robustfront.certifiers import Smoothing
 from robustfront.config import TrialConfig, load_trial
 from robustfront.data import Corrupted, DataSet, RawData, Split, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
-from robustfront.evaluation.certify import certified, certifying, certifying_changes
+from robustfront.evaluation.certify import (
+    anchors_for,
+    certified,
+    certifying,
+    certifying_changes,
+)
 from robustfront.evaluation.evaluate import (
     measure,
     measure_corrupted,
@@ -145,8 +151,10 @@ def _finish(config: TrialConfig, folder: Path, data: DataSet, records: Records |
         model, evaluate = _selected(checkpoint, data.val.x.device), config.evaluate
         key, threats = ("evaluate", "val"), config.threat
         records = measure(model, data.val, threats, evaluate.attack, key, evaluate.batch_size)
-        if evaluate.certify is not None:
-            records = certified(model, data.val, threats, evaluate.certify, records)
+        certifier = config.certifier()
+        if certifier is not None:
+            anchors = anchors_for(certifier, data.train)
+            records = certified(model, data.val, threats, certifier, records, anchors)
     write_bytes(folder / "records.npz", records.to_bytes())
 
 
@@ -181,27 +189,32 @@ def certify_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
         ConfigError: a model or threat that the certifier cannot handle.
         DataError: the checkpoint or the data cannot be read.
     """
-    final = config.evaluate.final
-    certifier = final.certify or config.evaluate.certify
+    final, certifier = config.evaluate.final, config.certifier(final=True)
     if certifier is None:
         return
     model, test = _model_and_test(config, folder, raw)
     test = test if final.examples is None else test.first(final.examples)
-    path, said = records_of_certificates(folder), np.array(_identity(config, model))
+    told = _identity(config, model) + certifier.model_dump_json()
+    path, said = records_of_certificates(folder), np.array(told)
     attacked = records_of_test(folder, final.attack)
     known = Records.load(attacked).attacked if attacked.exists() else {}
     if any((found < 0).any() or len(found) != len(test) for found in known.values()):
         known = {}
     records = Records(test.y.cpu().numpy(), plain_predictions(model, test), known)
     if path.exists() and str(read_arrays(path).get("identity")) == str(said):
-        records = replace(records, certified=Records.load(path).certified)
+        records = replace(Records.load(path), attacked=known)
 
     def save(records: Records) -> None:
         write_bytes(path, replace(records, attacked={}).to_bytes({"identity": said}))
 
-    for share, found in certifying(model, test, config.threat, certifier, records, save):
+    anchors = None
+    if isinstance(certifier, Smoothing):
+        data = split_data(config.data, raw or config.data.load(), test.y.device)
+        anchors = anchors_for(certifier, data.train)
+    found = certifying(model, test, config.threat, certifier, records, save, anchors)
+    for share, known_now in found:
         yield share
-        records = found
+        records = known_now
     save(records)
 
 
@@ -302,7 +315,7 @@ def import_verdicts(
     examples = config.evaluate.final.examples
     test = test if examples is None else test.first(examples)
     records, path = _known(config, folder, model, test), records_of_certificates(folder)
-    own = {n: p for n, p in records.certified.items() if n.partition("/")[0] == threat.name}
+    own = _proofs(records, threat)
     before = max(own, key=lambda name: int((own[name] == 1).sum()), default="")
     known = own[before] if before else np.zeros(len(test), np.int8)
     proved = with_verdicts(known, found, str(verdicts))
@@ -318,29 +331,46 @@ def import_verdicts(
 def _known(config: TrialConfig, folder: Path, model: nn.Module, test: Split) -> Records:
     """All that attacks and certifiers have found out about these examples."""
     attacks: dict[str, np.ndarray] = {}
-    proofs: dict[str, np.ndarray] = {}
-    path = records_of_test(folder, config.evaluate.final.attack)
+    path, n = records_of_test(folder, config.evaluate.final.attack), len(test)
     if path.exists():
         attacks = dict(Records.load(path).attacked)
+    attacks = {k: found for k, found in attacks.items() if len(found) == n and (found >= 0).all()}
     path = records_of_certificates(folder)
-    if path.exists():
-        proofs = dict(Records.load(path).certified)
-    n = len(test)
-    return Records(
-        test.y.cpu().numpy(),
-        plain_predictions(model, test),
-        {k: found for k, found in attacks.items() if len(found) == n and (found >= 0).all()},
-        {k: found for k, found in proofs.items() if len(found) == n},
-    )
+    if path.exists() and len(known := Records.load(path)) == n:
+        return replace(known, attacked=attacks)
+    return Records(test.y.cpu().numpy(), plain_predictions(model, test), attacks)
 
 
 def _undecided(records: Records, threat: Threat) -> np.ndarray:
     """Which examples are right, not fooled within a threat, and not proved by anybody, (N,)."""
     mine = [name for name in records.attacked if name.partition("/")[0] == threat.name]
-    proofs = [p for n, p in records.certified.items() if n.partition("/")[0] == threat.name]
+    proofs = _proofs(records, threat).values()
     proved = np.any([found == 1 for found in proofs], axis=0) if proofs else False
     undecided: np.ndarray = ~records.union(mine) & ~np.asarray(proved, dtype=bool)
     return undecided
+
+
+def _proofs(records: Records, threat: Threat) -> dict[str, np.ndarray]:
+    """Certificates of the classifier itself within a threat, by the names of their verifiers."""
+    parts = {name: name.partition("/") for name in records.certified}
+    return {
+        name: records.certified[name]
+        for name, (own, _, verifier) in parts.items()
+        if own == threat.name and verifier not in records.smoothed
+    }
+
+
+_CERTIFIED = tuple(
+    f"test/{what}"
+    for what in (
+        "certified_error/",
+        "smoothed_error/",
+        "average_certified_radius/",
+        "abstention_rate/",
+        "class_spread/",
+        "examples",
+    )
+)
 
 
 def certified_errors(config: TrialConfig, folder: Path) -> dict[str, float]:
@@ -353,8 +383,7 @@ def certified_errors(config: TrialConfig, folder: Path) -> dict[str, float]:
     path = records_of_certificates(folder)
     if path.exists():
         errors = Records.load(path).errors("test")
-        wanted = ("test/certified_error/", "test/examples")
-        found |= {name: error for name, error in errors.items() if name.startswith(wanted)}
+        found |= {name: error for name, error in errors.items() if name.startswith(_CERTIFIED)}
     path = records_of_unseen_certificates(folder)
     if path.exists():
         proofs = Records.load(path).certified

@@ -1,0 +1,143 @@
+"""Randomized smoothing as a certifier: what noise around an input says of its neighbourhood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from scipy import special
+from torch import Tensor, nn
+
+from robustfront.certifiers.base import CERTIFIERS, Certifier, Lower
+from robustfront.errors import ConfigError
+from robustfront.threats import BALLS, Norm, Threat
+
+Array = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+
+@CERTIFIERS.register
+class Smoothing(Certifier):
+    """Classical smoothing: g(x) is the class that f gives most often under noise N(0, sigma^2 I).
+
+    For each example `n0` draws choose a class and `n` others, independent of these, bound its
+    probability from below; where the bound p is above 1/2, g gives that class within the l2 radius
+    sigma Phi^-1(p), else g abstains, which is an error at every radius.
+
+    Guarantee: for each example on its own, what is said of g (class, radius, certificates for all
+    threats at once) is wrong with a probability of at most `alpha`. Of m examples alpha m are
+    expected to be wrong in the worst case. It is about the ideal g, not about a vote of few draws.
+
+    `looks` are numbers of draws before `n` at which the bound is looked at already, each with its
+    share alpha / (looks + 1); an example is left alone once everything asked of it is decided: its
+    class, and each threat.
+
+    linf and l1 balls are certified by the l2 ball around them: eps sqrt(d) and eps.
+
+    Source: arXiv:1902.02918, theorem 1, PREDICT and CERTIFY; looks: the union bound over stages, as
+    in arXiv:2110.14524, section 4.
+    Deviates: radii are rounded down; noise in fp32 is not exactly translated by x.
+
+    Args:
+        sigma: None: that of training.
+        batch: noisy images at once.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = BALLS
+    needs_anchors: ClassVar[bool] = False
+
+    type: Literal["smoothing"] = "smoothing"
+    sigma: PositiveFloat | None = None
+    n0: PositiveInt = 100
+    n: PositiveInt = 10000
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    looks: tuple[PositiveInt, ...] = ()
+    batch: PositiveInt = 1000
+
+    @field_validator("looks")
+    @classmethod
+    def _grow(cls, looks: tuple[int, ...]) -> tuple[int, ...]:
+        if list(looks) != sorted({*looks}):
+            raise ValueError("numbers of draws grow from look to look")
+        return looks
+
+    @property
+    def name(self) -> str:
+        """`smoothing`."""
+        return "smoothing"
+
+    def prepare(self, model: nn.Module) -> Lower:
+        """Raises: it bounds probabilities, not logits."""
+        raise ConfigError(
+            "method",
+            [f"{self.name} certifies by sampling (rf.certify); it has no bounds of logits"],
+        )
+
+    def deviations(self, x: Tensor, anchors: Tensor | None) -> Array:
+        """The noise at each input, (N,).
+
+        Args:
+            anchors: training images, for deviations that depend on them.
+
+        Raises:
+            ConfigError: nobody has said how large it is.
+        """
+        if self.sigma is None:
+            raise ConfigError("certify.sigma", ["is missing, and the model was trained without"])
+        return np.full(len(x), float(self.sigma))
+
+    def radii(self, p_lower: Array, sigma: Array, dimension: int) -> Array:
+        """The certified l2 radii (N,) of lower bounds of probabilities; 0 at 1/2 and below."""
+        found: Array = np.where(p_lower > 0.5, sigma * special.ndtri(np.maximum(p_lower, 0.5)), 0.0)
+        return np.asarray(found * (1 - 1e-12))
+
+    def all_looks(self) -> list[int]:
+        """Every number of draws at which the bound is looked at, `n` the last."""
+        return [look for look in self.looks if look < self.n] + [self.n]
+
+    def most(self, sigma: float, dimension: int) -> float:
+        """The largest radius that so many draws can certify: all of them agree."""
+        share = self.alpha / len(self.all_looks())
+        p = lower_bounds(np.array([self.n]), np.array([self.n]), share)
+        return float(self.radii(p, np.array([sigma]), dimension)[0])
+
+
+def lower_bounds(successes: Counts, draws: Counts, alpha: float) -> Array:
+    """Lower bounds of probabilities by Clopper and Pearson, each right with 1 - alpha; (N,).
+
+    Source: arXiv:1902.02918, LowerConfBound: the alpha quantile of Beta(k, n - k + 1), 0 for k = 0.
+    """
+    k, n = np.asarray(successes, np.float64), np.asarray(draws, np.float64)
+    bound = special.betaincinv(np.maximum(k, 1), n - k + 1, alpha)
+    return np.asarray(np.where(k > 0, bound, 0.0))
+
+
+def upper_bounds(successes: Counts, draws: Counts, alpha: float) -> Array:
+    """The same from above."""
+    return np.asarray(1 - lower_bounds(np.asarray(draws) - successes, draws, alpha))
+
+
+def needed(threat: Threat, dimension: int) -> float:
+    """The l2 radius that holds all of a threat.
+
+    Source: arXiv:1902.02918 for l2; ||.||_2 <= ||.||_1 and ||.||_2 <= sqrt(d) ||.||_inf.
+    """
+    eps = float(threat.eps)
+    return eps * math.sqrt(dimension) if threat.norm == "linf" else eps
+
+
+def out_of_reach(
+    certifier: Smoothing, sigma: float, threats: Sequence[Threat], dimension: int
+) -> list[str]:
+    """Threats that no number of agreeing draws could certify, with what could be."""
+    most = certifier.most(sigma, dimension)
+    return [
+        f"{threat.name} needs an l2 radius of {needed(threat, dimension):.4g}; {certifier.n} draws "
+        f"with sigma {sigma:g} and alpha {certifier.alpha:g} certify at most {most:.4g}"
+        for threat in threats
+        if needed(threat, dimension) > most
+    ]

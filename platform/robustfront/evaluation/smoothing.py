@@ -1,0 +1,229 @@
+"""Certificates of smoothed classifiers: draws, counts, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from robustfront.attacks import eval_mode
+from robustfront.certifiers.smoothing import (
+    Smoothing,
+    lower_bounds,
+    needed,
+    out_of_reach,
+    upper_bounds,
+)
+from robustfront.data import Split
+from robustfront.errors import ConfigError
+from robustfront.evaluation.records import ABSTAINED, UNDECIDED, Records
+from robustfront.randomness import generator
+from robustfront.threats import Threat
+
+Counts = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+_CHUNK = 100  # draws from one generator
+_EXAMPLES = 100  # between two reports
+_SELECT, _ESTIMATE = "select", "estimate"
+
+
+def smoothing(
+    model: nn.Module,
+    split: Split,
+    threats: Sequence[Threat],
+    certifier: Smoothing,
+    records: Records,
+    anchors: Tensor | None = None,
+    save: Callable[[Records], None] = lambda records: None,
+) -> Iterator[tuple[float, Records]]:
+    """Certificates of the smoothed classifier, and the share that is done after each batch.
+
+    Args:
+        records: of this model on this split; goes on where its certificates end.
+        anchors: training images, where the noise depends on them.
+        save: is given the records after each batch.
+
+    Raises:
+        ConfigError: a threat that so few draws cannot certify; no noise to certify with.
+    """
+    names = {f"{threat.name}/{certifier.name}": threat for threat in threats}
+    state = _State.of(records, [*names], certifier.name)
+    waiting = np.flatnonzero(state.predictions == UNDECIDED)
+    with eval_mode(model), torch.no_grad():
+        for first in range(0, len(waiting), _EXAMPLES):
+            rows = waiting[first : first + _EXAMPLES]
+            x, y = split.batch(torch.from_numpy(rows).to(split.y.device))
+            sigma = certifier.deviations(x, anchors)
+            dimension = x[0].numel()
+            if problems := out_of_reach(certifier, float(sigma.max()), threats, dimension):
+                raise ConfigError("certify.n", problems)
+            draws = Draws(model, x, sigma, split.start + rows, certifier.batch)
+            asked = [needed(threat, dimension) for threat in threats]
+            found = certificates(draws, certifier, y.cpu().numpy(), asked, dimension)
+            state.predictions[rows], state.radii[rows] = found.predictions, found.radii
+            state.counts[rows] = np.stack([found.successes, found.draws], axis=1)
+            right = found.predictions == y.cpu().numpy()
+            for name, threat in names.items():
+                holds = found.radii >= needed(threat, dimension)
+                state.certified[name][rows] = right & holds
+            records = state.added_to(records, certifier.name)
+            save(records)
+            yield float((state.predictions != UNDECIDED).mean()), records
+    yield 1.0, state.added_to(records, certifier.name)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is known so far of each example."""
+
+    predictions: Counts
+    radii: Floats
+    counts: Counts
+    certified: Mapping[str, npt.NDArray[np.int8]]
+
+    @classmethod
+    def of(cls, records: Records, names: Sequence[str], verifier: str) -> _State:
+        n = len(records)
+        begun = records.smoothed.get(verifier, np.full(n, UNDECIDED, np.int64)).copy()
+        return cls(
+            begun,
+            records.radii.get(verifier, np.zeros(n)).copy(),
+            records.draws.get(verifier, np.zeros((n, 2), np.int64)).copy(),
+            {
+                name: records.certified.get(name, np.full(n, UNDECIDED, np.int8)).copy()
+                for name in names
+            },
+        )
+
+    def added_to(self, records: Records, verifier: str) -> Records:
+        return replace(
+            records,
+            certified={**records.certified, **self.certified},
+            smoothed={**records.smoothed, verifier: self.predictions},
+            radii={**records.radii, verifier: self.radii},
+            draws={**records.draws, verifier: self.counts},
+        )
+
+
+class Draws:
+    """Classes of noisy copies of some examples; which ones depends on nothing but their keys.
+
+    Args:
+        x: (N, C, H, W).
+        sigma: (N,).
+        positions: of the examples in the whole set, (N,).
+        batch: noisy images at once.
+    """
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, sigma: Floats, positions: Counts, batch: int
+    ) -> None:
+        self.model, self.x, self.sigma, self.positions = model, x, sigma, positions
+        self.classes = int(model(x[:1]).shape[1])
+        self._at_once = max(batch // _CHUNK, 1)
+
+    def counts(self, purpose: str, rows: Counts, first: int, end: int) -> Counts:
+        """How often each class comes in the draws from `first` to `end`, (rows, K)."""
+        tasks = [
+            (slot, chunk, max(first - chunk * _CHUNK, 0), min(end - chunk * _CHUNK, _CHUNK))
+            for slot in range(len(rows))
+            for chunk in range(first // _CHUNK, -(-end // _CHUNK))
+        ]
+        found = torch.zeros(len(rows) * self.classes, dtype=torch.int64, device=self.x.device)
+        for at in range(0, len(tasks), self._at_once):
+            parts, slots = [], []
+            for slot, chunk, start, stop in tasks[at : at + self._at_once]:
+                parts.append(self._noisy(purpose, int(rows[slot]), chunk)[start:stop])
+                slots += [slot] * (stop - start)
+            said = self.model(parts[0] if len(parts) == 1 else torch.cat(parts)).argmax(1)
+            places = torch.tensor(slots, device=said.device) * self.classes + said
+            found += torch.bincount(places, minlength=len(found))
+        counts: Counts = found.view(len(rows), self.classes).cpu().numpy()
+        return counts
+
+    def _noisy(self, purpose: str, row: int, chunk: int) -> Tensor:
+        """A fixed number of noisy copies of an example."""
+        x = self.x[row]
+        source = generator(x.device, "smoothing", purpose, int(self.positions[row]), chunk)
+        noise = torch.empty((_CHUNK, *x.shape), device=x.device).normal_(generator=source)
+        return torch.add(x, noise, alpha=float(self.sigma[row]))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is said of each example, (N,) each.
+
+    Args:
+        predictions: of the smoothed classifier, ABSTAINED where it has none.
+        radii: certified l2 radii, 0 where it abstains.
+        successes, draws: how often the chosen class came, of how many.
+    """
+
+    predictions: Counts
+    radii: Floats
+    successes: Counts
+    draws: Counts
+
+
+def certificates(
+    draws: Draws, certifier: Smoothing, y: Counts, asked: Sequence[float], dimension: int
+) -> Found:
+    """CERTIFY, in stages; an example is left alone once all that is asked of it is decided.
+
+    With several looks an example whose chosen class is not its label y is left alone after the
+    first: whatever more draws say, it is an error.
+
+    Args:
+        asked: l2 radii.
+    """
+    everyone = np.arange(len(y))
+    chosen = draws.counts(_SELECT, everyone, 0, certifier.n0).argmax(1)
+    looks = certifier.all_looks()
+    alpha = certifier.alpha / len(looks)
+    successes, total = np.zeros(len(y), np.int64), np.zeros(len(y), np.int64)
+    p_lower, left, before = np.zeros(len(y)), everyone, 0
+    for look in looks:
+        counts = draws.counts(_ESTIMATE, left, before, look)
+        successes[left] += counts[np.arange(len(left)), chosen[left]]
+        total[left], before = look, look
+        # Every look is right with its share of alpha, so the best of them is with all of it.
+        bound = lower_bounds(successes[left], total[left], alpha)
+        p_lower[left] = np.maximum(p_lower[left], bound)
+        radii = certifier.radii(p_lower[left], draws.sigma[left], dimension)
+        most = upper_bounds(successes[left], total[left], alpha)
+        reach = certifier.radii(most, draws.sigma[left], dimension)
+        decided = (p_lower[left] > 0.5) | (most < 0.5)
+        for radius in asked:
+            decided &= (radii >= radius) | (reach < radius)
+        left = left[~decided & (chosen[left] == y[left])]
+        if not len(left):
+            break
+    radii = certifier.radii(p_lower, draws.sigma, dimension)
+    predictions = np.where(p_lower > 0.5, chosen, ABSTAINED)
+    return Found(predictions, np.where(p_lower > 0.5, radii, 0.0), successes, total)
+
+
+def predict(
+    model: nn.Module, x: Tensor, sigma: float, n: int, alpha: float, key: int = 0
+) -> Counts:
+    """PREDICT: the smoothed class of each input, ABSTAINED where n draws leave it open, (N,).
+
+    Guarantee: a class that is given is that of the ideal smoothed classifier with a probability of
+    at least 1 - alpha.
+
+    Source: arXiv:1902.02918, PREDICT: a two-sided binomial test of the two most frequent classes.
+    """
+    from scipy import stats
+
+    with eval_mode(model), torch.no_grad():
+        draws = Draws(model, x, np.full(len(x), sigma), np.arange(len(x)), 1000)
+        counts = draws.counts(f"predict {key}", np.arange(len(x)), 0, n)
+    first, second = np.sort(counts, axis=1)[:, -1], np.sort(counts, axis=1)[:, -2]
+    p = 2 * stats.binom.sf(first - 1, first + second, 0.5)
+    return np.asarray(np.where(p <= alpha, counts.argmax(1), ABSTAINED))

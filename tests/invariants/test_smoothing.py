@@ -1,0 +1,309 @@
+"""Randomized smoothing: what it guarantees, against closed forms and by simulation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+from torch import nn
+
+import robustfront as rf
+from robustfront.certifiers import InputDependent, Smoothing
+from robustfront.certifiers.input_dependent import require_semi_elastic
+from robustfront.certifiers.smoothing import lower_bounds, out_of_reach, upper_bounds
+from robustfront.config import TrialConfig
+from robustfront.data import Split
+from robustfront.errors import ConfigError, SoundnessError
+from robustfront.evaluation.certify import certified
+from robustfront.evaluation.records import ABSTAINED, Records
+from robustfront.evaluation.smoothing import Draws, certificates, predict
+from robustfront.threats import Threat
+from robustfront.training.trial import (
+    certified_errors,
+    certify_final,
+    measure_final,
+    records_of_certificates,
+    run_trial,
+)
+
+L2 = Threat(norm="l2", eps="1/2")
+
+
+class HalfSpace(nn.Module):
+    """Two classes on either side of a plane: smoothed, its radius is the distance to the plane."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.w = torch.ones(dimension) / dimension**0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        side = (x.flatten(1) - 0.5) @ self.w
+        return torch.stack([-side, side], dim=1)
+
+
+class Simulated:
+    """Draws of classifiers whose probabilities are known."""
+
+    def __init__(self, p: np.ndarray, seed: int) -> None:
+        self.p, self.sigma = p, np.ones(len(p))
+        self.source = np.random.default_rng(seed)
+        self.drawn = np.zeros(len(p), np.int64)
+
+    def counts(self, purpose: str, rows: np.ndarray, first: int, end: int) -> np.ndarray:
+        found = self.source.multinomial(end - first, self.p[rows])
+        if purpose == "estimate":
+            self.drawn[rows] += end - first
+        return found
+
+
+def test_bounds_of_probabilities_are_those_of_the_literature() -> None:
+    k, n = np.array([100000, 99000, 0, 5]), np.array([100000, 100000, 100, 5])
+    found = lower_bounds(k, n, 0.001)
+    np.testing.assert_allclose(found[:2], [0.99993092483, 0.98898934], atol=1e-8)
+    assert found[2] == 0
+    assert found[3] == pytest.approx(0.001**0.2, rel=1e-12)
+    for i in (1, 3):
+        theirs = stats.binomtest(int(k[i]), int(n[i])).proportion_ci(0.998, "exact")
+        assert found[i] == pytest.approx(theirs.low, rel=1e-9)
+        assert upper_bounds(k, n, 0.001)[i] == pytest.approx(theirs.high, rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [0.6, 0.8, 0.95, 0.99])
+def test_radii_of_counts_are_the_textbook_s(p: float) -> None:
+    n = np.array([1000, 10000, 100000])
+    k = np.round(p * n).astype(np.int64)
+    radii = Smoothing(sigma=0.5).radii(lower_bounds(k, n, 0.001), np.full(3, 0.5), 784)
+    textbook = 0.5 * special.ndtri(stats.beta.ppf(0.001, k, n - k + 1))
+    np.testing.assert_allclose(radii, textbook, rtol=2e-12)
+    assert (radii <= textbook).all()
+
+
+@pytest.mark.parametrize("looks", [(), (100, 1000)], ids=["fixed", "adaptive"])
+def test_overstated_radii_are_rarer_than_alpha(looks: tuple[int, ...]) -> None:
+    """20,000 classifiers of known probabilities, alpha larger than anybody would have it."""
+    size, alpha = 20_000, 0.05
+    source = np.random.default_rng(0)
+    first = source.uniform(0.35, 0.99, size)
+    p = np.stack([first, (1 - first) * 0.7, (1 - first) * 0.3], axis=1)
+    draws = Simulated(p, seed=1)
+    certifier = Smoothing(sigma=1, n0=20, n=4000, alpha=alpha, looks=looks)
+    y = np.zeros(size, np.int64)
+    found = certificates(draws, certifier, y, [0.5, 1.0], 784)  # type: ignore[arg-type]
+    said = found.predictions != ABSTAINED
+    own = p[np.arange(size), np.where(said, found.predictions, 0)]
+    exact = special.ndtri(np.clip(own, 0.5, 1))
+    wrong = said & (found.radii > exact)
+    assert stats.binomtest(int(wrong.sum()), size, alpha, "greater").pvalue > 1e-3
+    assert wrong.sum() > 0, "bounds that are never wrong at 5 % are too loose to test anything"
+    if looks:
+        assert draws.drawn.mean() < 0.5 * 4000
+    else:
+        assert (draws.drawn == 4000).all()
+
+
+def test_what_is_decided_early_is_decided_as_by_all_draws() -> None:
+    size = 3000
+    source = np.random.default_rng(3)
+    first = source.uniform(0.35, 0.999, size)
+    p = np.stack([first, 1 - first], axis=1)
+    y = np.zeros(size, np.int64)
+    asked = [0.5, 1.0]
+    shares = []
+    for looks in ((), (100, 1000)):
+        certifier = Smoothing(sigma=1, n=10000, looks=looks)
+        found = certificates(Simulated(p, 4), certifier, y, asked, 784)  # type: ignore[arg-type]
+        right = found.predictions == y
+        shares.append([(right & (found.radii >= radius)).mean() for radius in (0, *asked)])
+    np.testing.assert_allclose(shares[0], shares[1], atol=0.02)
+
+
+def test_radii_of_a_half_space_are_the_distances() -> None:
+    dimension, sigma, n = 16, 0.25, 2000
+    model = HalfSpace(dimension)
+    source = torch.Generator().manual_seed(0)
+    x = torch.rand(200, 1, 4, 4, generator=source)
+    distance = ((x.flatten(1) - 0.5) @ model.w).numpy()
+    y = torch.from_numpy((distance > 0).astype(np.int64))
+    records = Records(y.numpy(), y.numpy())
+    certifier = Smoothing(sigma=sigma, n=n, alpha=0.01)
+    threat = Threat(norm="l2", eps="1/10")
+    found = certified(model, Split(x, y, 1.0), [threat], certifier, records)
+    radii, exact = found.radii["smoothing"], np.abs(distance)
+    above = radii > exact
+    assert stats.binomtest(int(above.sum()), 200, 0.01, "greater").pvalue > 1e-3
+    # Never less than what the sampling interval leaves, by a normal approximation, where it says
+    # something and is not at its end.
+    counts = found.draws["smoothing"]
+    inside = (exact < 0.4) & (exact > 0.12) & (counts[:, 0] < n)
+    assert inside.sum() > 50
+    p = special.ndtr(exact / sigma)
+    low = sigma * special.ndtri(np.clip(p - 6 * np.sqrt(p * (1 - p) / n) - 2 / n, 0.5, 1))
+    assert (radii[inside] >= low[inside]).all()
+    errors = found.errors("test")
+    assert errors["test/certified_error/l2_0.1/smoothing"] == np.mean(radii < 0.1)
+    right = found.smoothed["smoothing"] == y.numpy()
+    assert errors["test/smoothed_error/smoothing"] == pytest.approx(1 - right.mean())
+    acr = errors["test/average_certified_radius/l2/smoothing"]
+    assert acr == pytest.approx((radii * right).mean())
+
+
+def test_the_draws_depend_neither_on_batches_nor_on_other_examples() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    x = torch.rand(6, 1, 4, 4)
+    sigma = np.full(6, 0.5)
+    whole = Draws(model, x, sigma, np.arange(6), 1000)
+    everyone = np.arange(6)
+    expected = whole.counts("estimate", everyone, 0, 450)
+    assert (expected.sum(1) == 450).all()
+    small = Draws(model, x, sigma, np.arange(6), 100)
+    assert (small.counts("estimate", everyone, 0, 450) == expected).all()
+    part = Draws(model, x[2:4], sigma[:2], np.array([2, 3]), 1000)
+    assert (part.counts("estimate", np.arange(2), 0, 450) == expected[2:4]).all()
+    rest = whole.counts("estimate", everyone, 0, 130) + whole.counts("estimate", everyone, 130, 450)
+    assert (rest == expected).all()
+    assert (whole.counts("select", everyone, 0, 450) != expected).any(1).all()
+    linear = whole.model[1]
+    by_hand = stats.norm.cdf(0)
+    assert by_hand == 0.5 and linear.out_features == 5
+
+
+def test_prediction_abstains_where_two_classes_are_alike() -> None:
+    model = HalfSpace(16)
+    x = torch.full((3, 1, 4, 4), 0.5)
+    x[1] += 0.3
+    x[2] -= 0.3
+    assert predict(model, x, 0.25, 1000, 0.001).tolist() == [ABSTAINED, 1, 0]
+
+
+def test_other_norms_are_held_by_the_l2_ball_and_what_is_out_of_reach_is_said() -> None:
+    certifier = Smoothing(sigma=0.5, n=1000)
+    most = certifier.most(0.5, 100)
+    assert most == pytest.approx(0.5 * 2.4633, abs=1e-4)
+    threats = [Threat.model_validate({"norm": n, "eps": "0.15"}) for n in ("l2", "l1", "linf")]
+    (problem,) = out_of_reach(certifier, 0.5, threats, 100)
+    assert "linf_0.15 needs an l2 radius of 1.5;" in problem
+    assert "at most 1.232" in problem
+    model, x, y = HalfSpace(100), torch.full((2, 1, 10, 10), 0.6), torch.ones(2, dtype=torch.long)
+    with pytest.raises(ConfigError, match="needs an l2 radius of 1.5"):
+        rf.certify(model, x, y, "linf:0.15", certifier)
+    found = rf.certify(model, x, y, "linf:0.05", certifier)
+    assert found.certified["linf_0.05/smoothing"].tolist() == [1, 1]
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no noise": ({"smoothing": {}}, "certify.sigma: is missing, and smoothing.sigma is 0"),
+    "sigma": ({"certify": {"sigma": 0}}, "greater than 0"),
+    "alpha": ({"certify": {"alpha": 1}}, "less than 1"),
+    "looks": ({"certify": {"looks": [100, 100]}}, "grow from look to look"),
+    "segment": ({"threat": {"norm": "segment", "eps": 0.1}}, "smoothing has no segment"),
+}
+
+
+def _config(certify: dict[str, Any] | None = None, **changes: Any) -> TrialConfig:
+    settings: dict[str, Any] = {
+        "data": {"type": "digits", "train_size": 600, "val_size": 100},
+        "model": {"type": "mlp", "hidden": [32]},
+        "threat": [{"norm": "l2", "eps": "1/4"}, {"norm": "linf", "eps": "1/50"}],
+        "smoothing": {"sigma": 0.25},
+        "train": {"epochs": 4, "optimizer": {"type": "adam", "lr": 0.01}, "batch_size": 50},
+        "evaluate": {
+            "attack": {"type": "pgd", "steps": 2},
+            "certify": {"type": "smoothing", "n": 500, **(certify or {})},
+            "final": {"type": "pgd", "steps": 2, "examples": 250},
+        },
+        "objectives": ["smoothed_error", "certified_error"],
+    }
+    return TrialConfig.model_validate({**settings, **changes})
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_what_is_wrong_is_said(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _config(**changes)
+
+
+def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config()
+    *_, (_, metrics) = run_trial(config, tmp_path)
+    assert 0 <= metrics["smoothed_error"] <= metrics["certified_error"] < 1
+    assert metrics["val/certified_error/union/smoothing"] == metrics["certified_error"]
+    assert metrics["val/average_certified_radius/l2/smoothing"] > 0
+    list(measure_final(config, tmp_path))
+    going = certify_final(config, tmp_path)
+    assert next(going) == pytest.approx(0.4)
+    going.close()
+    asked: list[int] = []
+    true = Draws.__init__
+
+    def watched(self: Draws, model: Any, x: Any, sigma: Any, positions: Any, batch: int) -> None:
+        asked.extend(positions.tolist())
+        true(self, model, x, sigma, positions, batch)
+
+    monkeypatch.setattr(Draws, "__init__", watched)
+    assert list(certify_final(config, tmp_path))[-1] == 1
+    assert asked == list(range(100, 250))
+    errors = certified_errors(config, tmp_path)
+    found = Records.load(records_of_certificates(tmp_path))
+    assert found.draws["smoothing"][:, 1].tolist() == [500] * 250
+    assert (
+        errors["test/smoothed_error/smoothing"] <= errors["test/certified_error/l2_0.25/smoothing"]
+    )
+    assert 0 <= errors["test/class_spread/smoothing"] < 0.5
+    # 0.02 sqrt(64) is a smaller l2 radius than 1/4.
+    assert (
+        errors["test/certified_error/linf_0.02/smoothing"]
+        <= errors["test/certified_error/l2_0.25/smoothing"]
+    )
+
+
+def test_input_dependent_noise_is_semi_elastic_and_at_rate_0_classical() -> None:
+    x, y = (part[:150] for part in rf.load_data({"type": "digits"}, split="test"))
+    anchors = rf.load_data({"type": "digits"}, split="train")[0][:300]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    split, records = Split(x, y, 1.0), Records(y.numpy(), model(x).argmax(1).numpy())
+    threat = Threat(norm="l2", eps="1/20")
+    classical = certified(model, split, [threat], Smoothing(sigma=0.25, n=500), records)
+    own = InputDependent(sigma=0.25, n=500, rate=0)
+    same = certified(model, split, [threat], own, records, anchors)
+    np.testing.assert_allclose(same.radii["input_dependent"], classical.radii["smoothing"])
+    certifier = InputDependent(sigma=0.25, rate=0.05, k=5)
+    sigma = certifier.deviations(x, anchors)
+    flat = x.flatten(1).double().numpy()
+    far = np.linalg.norm(flat[:, None] - anchors.flatten(1).double().numpy()[None], axis=2)
+    nearest = np.sort(far, axis=1)[:, :5].mean(1)
+    np.testing.assert_allclose(np.diff(np.log(sigma)), 0.05 * np.diff(nearest), atol=1e-12)
+    assert sigma.std() > 0.001
+    require_semi_elastic(x.flatten(1).double(), sigma, 0.05)
+    with pytest.raises(SoundnessError, match="more than the rate 0.02 allows"):
+        require_semi_elastic(x.flatten(1).double(), sigma, 0.02)
+    with pytest.raises(ConfigError, match="got 300, more training images"):
+        InputDependent(sigma=0.25, k=300).deviations(x, anchors)
+    with pytest.raises(ConfigError, match="none are there"):
+        InputDependent(sigma=0.25).deviations(x, None)
+    p = np.full(150, 0.99)
+    assert (certifier.radii(p, sigma, 64) < Smoothing().radii(p, sigma, 64)).all()
+
+
+def test_certificates_of_another_classifier_are_not_mixed_up_with_attacks_on_the_plain_one() -> (
+    None
+):
+    label = np.array([0, 1])
+    wrong_plainly = np.array([1, 1])
+    given = {
+        "attacked": {"l2_0.5/pgd20": np.array([1, 0])},
+        "certified": {"l2_0.5/smoothing": np.array([1, 1], np.int8)},
+        "radii": {"smoothing": np.array([0.6, 0.7])},
+        "draws": {"smoothing": np.zeros((2, 2), np.int64)},
+    }
+    fine = Records(label, wrong_plainly, smoothed={"smoothing": label}, **given)
+    assert fine.errors("val")["certified_error"] == 0
+    with pytest.raises(SoundnessError):
+        Records(label, label, smoothed={"smoothing": wrong_plainly}, **given)
+    again = Records.joined([fine, fine])
+    assert again.radii["smoothing"].tolist() == [0.6, 0.7, 0.6, 0.7]
