@@ -29,6 +29,7 @@ from robustfront.ablation import Ablation
 from robustfront.attacks import ATTACKS, PGD, Attack, AttackField
 from robustfront.certifiers import Certifier, CertifierField
 from robustfront.certifiers import Smoothing as SmoothingCertifier
+from robustfront.certifiers.smoothing import out_of_reach
 from robustfront.cost import Cost
 from robustfront.data import DataField
 from robustfront.errors import ConfigError, nearest
@@ -306,6 +307,21 @@ class TrialConfig(Component):
                 continue
             if not smoothing.sigma:
                 raise ValueError(f"{key}.sigma: is missing, and smoothing.sigma is 0")
+        return evaluate
+
+    @field_validator("evaluate")
+    @classmethod
+    def _enough_draws(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
+        """Radii that so many draws can certify, for noise that is the same everywhere."""
+        smoothing, data = info.data.get("smoothing"), info.data.get("data")
+        if smoothing is None or data is None or getattr(data, "size", 1) is None:
+            return evaluate
+        for key, one in (("certify", evaluate.certify), ("final.certify", evaluate.final.certify)):
+            if isinstance(one, SmoothingCertifier):
+                dimension, sigma = int(np.prod(data.shape)), one.sigma or smoothing.sigma
+                threats = info.data.get("threat", ())
+                if problems := out_of_reach(one, sigma, threats, dimension):
+                    raise ValueError(f"{key}.n: {'; '.join(problems)}")
         return evaluate
 
     @field_validator("objectives")

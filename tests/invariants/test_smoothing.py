@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import special, stats
@@ -20,6 +21,7 @@ from robustfront.evaluation.certify import certified
 from robustfront.evaluation.records import ABSTAINED, Records
 from robustfront.evaluation.smoothing import Draws, certificates, predict
 from robustfront.threats import Threat
+from robustfront.tracking import waterfall
 from robustfront.training.trial import (
     certified_errors,
     certify_final,
@@ -198,6 +200,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "sigma": ({"certify": {"sigma": 0}}, "greater than 0"),
     "alpha": ({"certify": {"alpha": 1}}, "less than 1"),
     "looks": ({"certify": {"looks": [100, 100]}}, "grow from look to look"),
+    "draws": (
+        {"threat": {"norm": "l2", "eps": 1}},
+        r"certify.n: l2_1 needs an l2 radius of 1; 500 draws with sigma 0.25 .* at most 0.55",
+    ),
     "segment": ({"threat": {"norm": "segment", "eps": 0.1}}, "smoothing has no segment"),
 }
 
@@ -250,6 +256,16 @@ def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
     errors = certified_errors(config, tmp_path)
     found = Records.load(records_of_certificates(tmp_path))
     assert found.draws["smoothing"][:, 1].tolist() == [500] * 250
+    waterfall.write(found, tmp_path, "a trial")
+    table = pd.read_csv(tmp_path / "waterfall-smoothing.csv")
+    assert table["certified_error"].is_monotonic_increasing
+    assert table["certified_error"][0] == errors["test/smoothed_error/smoothing"]
+    assert (
+        (table["low"] <= table["certified_error"]) & (table["certified_error"] <= table["high"])
+    ).all()
+    at = table["certified_error"][np.searchsorted(table["radius"], 0.25)]
+    assert at >= errors["test/certified_error/l2_0.25/smoothing"]
+    assert (tmp_path / "waterfall.png").read_bytes().startswith(b"\x89PNG")
     assert (
         errors["test/smoothed_error/smoothing"] <= errors["test/certified_error/l2_0.25/smoothing"]
     )

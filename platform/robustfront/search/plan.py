@@ -17,7 +17,7 @@ from robustfront.search.space import Space
 SEARCHABLE = ("model", "method", "update", "smoothing", "train", "train_threat")
 SEARCHABLE_DATA = ("data.augment", "data.train_size")
 # Cells of a design are compared by what they measure, not put on one front.
-_FACTORS = (*SEARCHABLE, "data", "threat")
+_FACTORS = (*SEARCHABLE, "data", "threat", "evaluate.certify")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _cell_problems(settings: Mapping[str, Any], job: Job, ablation: Ablation) ->
     for cell in ablation.cells():
         entries = ablation.nuisance_in(cell)
         used |= {*entries}
-        wrong = [key for key in cell.settings if key.split(".")[0] not in _FACTORS]
+        wrong = [key for key in cell.settings if not _may_be_a_factor(key)]
         found = [f"{key}: cannot be a factor{nearest(key, _FACTORS)}" for key in wrong]
         found += validated(TrialConfig, overlaid(fields, cell.settings))[1]
         try:
@@ -139,6 +139,10 @@ def _cell_problems(settings: Mapping[str, Any], job: Job, ablation: Ablation) ->
     never = [key for key in ablation.nuisance if key not in used]
     problems |= {f"ablation.nuisance: {key}.when: holds in no cell": None for key in never}
     return list(problems)
+
+
+def _may_be_a_factor(key: str) -> bool:
+    return any(key == known or key.startswith(f"{known}.") for known in _FACTORS)
 
 
 def _probe(settings: Mapping[str, Any], space: Space, where: str) -> list[str]:

@@ -21,7 +21,9 @@ from robustfront.tracking.front import csv_of
 
 _MOST_NOTES = 8
 _Mistakes = dict[str, np.ndarray]
-_ERRORS = ("standard_error", "robust_error", "certified_error")
+_ERRORS = ("standard_error", "robust_error", "certified_error", "smoothed_error")
+# Of all examples together, so that only seeds say how sure they are.
+_NUMBERS = ("class_spread", "average_certified_radius")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +140,7 @@ def _analysed(
     """The effects on each error that was measured; `notes` get what cannot be told."""
     levels = [dict(cell.levels) for cell in ablation.cells()]
     effects = {}
-    for error in _ERRORS:
+    for error in (*_ERRORS, *_NUMBERS):
         known = [[table[error] for table in tables if error in table] for tables in found]
         if not any(known):
             continue
@@ -164,14 +166,25 @@ def _mistakes(folder: Path, trial: Trial, split: str) -> _Mistakes:
     if split == "val":
         if trial.status != "finished":
             return {}
-        return Records.load(own / "records.npz").mistakes("val")
+        return _told(Records.load(own / "records.npz"), "val")
     if not trial.test:
         return {}
     found = Records.load(own / f"test-{config.evaluate.final.attack.name}.npz").mistakes("test")
     certificates = own / "test-certified.npz"
     if certificates.exists():
-        proofs = Records.load(certificates).mistakes("test")
-        found |= {k: v for k, v in proofs.items() if k == "certified_error"}
+        proofs = _told(Records.load(certificates), "test")
+        wanted = ("certified_error", "smoothed_error", *_NUMBERS)
+        found |= {k: v for k, v in proofs.items() if k in wanted}
+    return found
+
+
+def _told(records: Records, split: str) -> _Mistakes:
+    """Which examples are wrong, by error; numbers of all of them as if of one example."""
+    found = records.mistakes(split)
+    for name, value in records.errors(split).items():
+        kind = name.split("/")[1] if "/" in name else ""
+        if kind in _NUMBERS:
+            found[kind] = np.array([value])
     return found
 
 

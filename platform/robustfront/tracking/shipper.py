@@ -23,6 +23,7 @@ from robustfront.errors import StorageError
 from robustfront.evaluation.records import Records
 from robustfront.ledger import ENDS, STATUSES, Event, Ledger, SweepState, Trial
 from robustfront.search.members import members, sweep_hypervolume
+from robustfront.tracking import waterfall
 from robustfront.tracking.ablation_view import ablation_of
 from robustfront.tracking.tables import front_of, records_table
 
@@ -271,6 +272,12 @@ class _Runs:
         """Records of all suites on the test split, as far as they are there."""
         for path in sorted(folder.glob("test-*.npz")):
             self._records(self.children[trial.id], path)
+        certified = folder / "test-certified.npz"
+        if certified.is_file() and (records := Records.load(certified)).smoothed:
+            with tempfile.TemporaryDirectory() as scratch:
+                title = f"{self.name}, {trial.id}: smoothed, test split"
+                waterfall.write(records, Path(scratch), title)
+                self.client.log_artifacts(self.children[trial.id], scratch, "smoothing")
 
     def suspect(self, trial: Trial) -> None:
         """Why the robust error of a trial may not be believed; no tag where nothing speaks so."""
