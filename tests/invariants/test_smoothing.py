@@ -1,5 +1,6 @@
 """Randomized smoothing: what it guarantees, against closed forms and by simulation."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from robustfront.data import Split
 from robustfront.errors import ConfigError, SoundnessError
 from robustfront.evaluation.certify import certified
 from robustfront.evaluation.records import ABSTAINED, Records
-from robustfront.evaluation.smoothing import Draws, certificates, predict
+from robustfront.evaluation.smoothing import Draws, audit, certificates, predict
 from robustfront.threats import Threat
 from robustfront.tracking import waterfall
 from robustfront.training.trial import (
@@ -252,7 +253,8 @@ def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
 
     monkeypatch.setattr(Draws, "__init__", watched)
     assert list(certify_final(config, tmp_path))[-1] == 1
-    assert asked == list(range(100, 250))
+    # and then the audit of the first examples
+    assert asked[:150] == list(range(100, 250)) and 250 not in asked
     errors = certified_errors(config, tmp_path)
     found = Records.load(records_of_certificates(tmp_path))
     assert found.draws["smoothing"][:, 1].tolist() == [500] * 250
@@ -323,3 +325,17 @@ def test_certificates_of_another_classifier_are_not_mixed_up_with_attacks_on_the
         Records(label, label, smoothed={"smoothing": wrong_plainly}, **given)
     again = Records.joined([fine, fine])
     assert again.radii["smoothing"].tolist() == [0.6, 0.7, 0.6, 0.7]
+
+
+def test_an_attack_on_the_smoothed_classifier_contradicts_radii_that_are_too_large() -> None:
+    model = HalfSpace(16)
+    x = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    split, certifier = Split(x, y, 1.0), Smoothing(sigma=0.25, n=1000)
+    records = Records(y.numpy(), y.numpy())
+    found = certified(model, split, [Threat(norm="l2", eps="1/100")], certifier, records)
+    assert audit(model, split, certifier, found) == 0
+    beyond = {"smoothing": found.radii["smoothing"] * 1.5}
+    far = replace(found, radii=beyond)
+    with pytest.raises(SoundnessError, match="an attack changes the class of"):
+        audit(model, split, certifier, far)

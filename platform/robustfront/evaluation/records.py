@@ -92,6 +92,12 @@ class Records:
             ),
         )
 
+    def rows(self, n: int) -> Records:
+        """The first n examples."""
+        kinds = ("attacked", "certified", "smoothed", "radii", "draws")
+        first = [{k: found[:n] for k, found in getattr(self, kind).items()} for kind in kinds]
+        return Records(self.label[:n], self.plain[:n], *first)
+
     def part(self, name: str, n: int) -> Records:
         """The first n examples, under one attack."""
         return Records(self.label[:n], self.plain[:n], {name: self.attacked[name][:n]})

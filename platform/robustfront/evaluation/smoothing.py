@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from robustfront.attacks import eval_mode
@@ -19,8 +20,9 @@ from robustfront.certifiers.smoothing import (
     upper_bounds,
 )
 from robustfront.data import Split
-from robustfront.errors import ConfigError
+from robustfront.errors import ConfigError, SoundnessError
 from robustfront.evaluation.records import ABSTAINED, UNDECIDED, Records
+from robustfront.methods.noisy import Averaged
 from robustfront.randomness import generator
 from robustfront.threats import Threat
 
@@ -210,7 +212,7 @@ def certificates(
 
 
 def predict(
-    model: nn.Module, x: Tensor, sigma: float, n: int, alpha: float, key: int = 0
+    model: nn.Module, x: Tensor, sigma: float | Floats, n: int, alpha: float, key: int = 0
 ) -> Counts:
     """PREDICT: the smoothed class of each input, ABSTAINED where n draws leave it open, (N,).
 
@@ -219,11 +221,74 @@ def predict(
 
     Source: arXiv:1902.02918, PREDICT: a two-sided binomial test of the two most frequent classes.
     """
-    from scipy import stats
-
     with eval_mode(model), torch.no_grad():
-        draws = Draws(model, x, np.full(len(x), sigma), np.arange(len(x)), 1000)
+        noise = np.broadcast_to(np.asarray(sigma, np.float64), len(x))
+        draws = Draws(model, x, noise, np.arange(len(x)), 1000)
         counts = draws.counts(f"predict {key}", np.arange(len(x)), 0, n)
     first, second = np.sort(counts, axis=1)[:, -1], np.sort(counts, axis=1)[:, -2]
     p = 2 * stats.binom.sf(first - 1, first + second, 0.5)
     return np.asarray(np.where(p <= alpha, counts.argmax(1), ABSTAINED))
+
+
+def audit(
+    model: nn.Module,
+    split: Split,
+    certifier: Smoothing,
+    records: Records,
+    anchors: Tensor | None = None,
+) -> int:
+    """Attacks the smoothed classifier within its certified radii; how many classes change for sure.
+
+    Each example that has a class is moved by PGD on the soft smoothed classifier (16 noises) to the
+    edge of its certified ball, where PREDICT looks with fresh noise. Both statements, that of the
+    certificate and that of PREDICT, are wrong with a probability of alpha each, so some
+    contradictions are chance.
+
+    Raises:
+        SoundnessError: more contradictions than chance allows (p < 1e-6).
+
+    Source: arXiv:1906.04584, section 2.2, for the attack.
+    """
+    predictions, radii = records.smoothed[certifier.name], records.radii[certifier.name]
+    rows = np.flatnonzero((predictions >= 0) & (radii > 0) & np.isfinite(radii))
+    if not len(rows):
+        return 0
+    x, _ = split.batch(torch.from_numpy(rows).to(split.y.device))
+    sigma = certifier.deviations(x, anchors)
+    radius = torch.from_numpy(radii[rows]).to(x) * (1 - 1e-6)
+    with eval_mode(model):
+        moved = _moved(model, x, torch.from_numpy(predictions[rows]).to(x.device), radius, sigma)
+        # The noise belongs to where the input is now.
+        there = certifier.deviations(moved, anchors)
+        found = predict(model, moved, there, 1000, certifier.alpha, key=1)
+    wrong = int(((found >= 0) & (found != predictions[rows])).sum())
+    chance = stats.binom.sf(wrong - 1, len(rows), min(2 * certifier.alpha, 1))
+    if chance < 1e-6:
+        raise SoundnessError(
+            f"{certifier.name}: an attack changes the class of {wrong} of {len(rows)} examples "
+            f"within their certified radii; {2 * certifier.alpha * len(rows):.2g} would be chance"
+        )
+    return wrong
+
+
+def _moved(
+    model: nn.Module, x: Tensor, classes: Tensor, radius: Tensor, sigma: Floats, steps: int = 10
+) -> Tensor:
+    """Inputs within an l2 radius of each x at which the soft smoothed class is less sure."""
+    scale = torch.from_numpy(sigma).to(x)[:, None, None, None]
+    noises = [
+        scale * torch.empty_like(x).normal_(generator=generator(x.device, "smoothing", "audit", i))
+        for i in range(16)
+    ]
+    averaged, moved = Averaged(model, noises), x.clone()
+    size = radius[:, None, None, None]
+    for _ in range(steps):
+        moved = moved.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = nn.functional.nll_loss(averaged(moved), classes, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, moved)
+        norms = torch.linalg.vector_norm(slope.flatten(1), dim=1)[:, None, None, None]
+        delta = moved.detach() + 2.5 / steps * size * slope / norms.clamp(min=1e-30) - x
+        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)[:, None, None, None]
+        moved = x + delta * (size / length.clamp(min=1e-30)).clamp(max=1)
+    return moved.detach()

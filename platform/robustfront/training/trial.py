@@ -48,6 +48,7 @@ from robustfront.evaluation.evaluate import (
 from robustfront.evaluation.gates import POINT, masking
 from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records, read_arrays
+from robustfront.evaluation.smoothing import audit
 from robustfront.evaluation.vnnlib import (
     instances,
     read_verdicts,
@@ -216,6 +217,9 @@ def certify_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
         yield share
         records = known_now
     save(records)
+    if isinstance(certifier, Smoothing) and config.evaluate.gates is not None:
+        few = min(config.evaluate.gates, len(test))
+        audit(model, test.first(few), certifier, records.rows(few), anchors)
 
 
 def certify_unseen(
