@@ -2,10 +2,10 @@
 
     uv run python benchmarks/smoothing.py --data-root ../shared/data
 
-The same model, draws (10,000 each) and alpha; one CPU thread; CPU time. One image after the other is
-the usual formulation: batches of 1,000 copies, all draws for every image. With looks at 100 and 1,000
-draws an image is left alone once its class and its certificate at the radius asked are decided; alpha
-is split between the looks. Writes smoothing.json and smoothing.md.
+The same model, draws (10,000 each) and alpha; one CPU thread; CPU time. One image after the other
+is the usual formulation: batches of 1,000 copies, all draws for every image. With looks at 100 and
+1,000 draws an image is left alone once its class and its certificate at the radius asked are
+decided; alpha is split between the looks. Writes smoothing.json and smoothing.md.
 """
 
 from __future__ import annotations
