@@ -85,7 +85,7 @@ def ours(model: nn.Module, x: Tensor, y: Tensor, looks: tuple[int, ...]) -> tupl
     found = certified(model, Split(x, y, 1.0), [threat], certifier, records)
     right = found.smoothed["smoothing"] == found.label
     draws = int(found.draws["smoothing"][:, 1].sum()) + N0 * len(x)
-    return np.where(right, found.radii["smoothing"], -1.0), draws
+    return np.where(right, found.radii["l2/smoothing"], -1.0), draws
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

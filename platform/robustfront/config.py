@@ -37,6 +37,7 @@ from robustfront.methods import METHODS, Method, MethodField, Standard
 from robustfront.models import Classifier, ModelField, build_model
 from robustfront.models.conditioned import conditioned
 from robustfront.problems import overlaid, read_mapping, validated
+from robustfront.randomness import Noise
 from robustfront.registry import Component
 from robustfront.threats import Norm, Threat, TrainThreat, eps_text
 from robustfront.training.optimizers import SGD, OptimizerField
@@ -50,9 +51,10 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
 class Smoothing(Component):
-    """Gaussian noise at the network's input during training; `sigma` in pixel units."""
+    """Noise at the network's input during training; `sigma` is its deviation in pixel units."""
 
     sigma: NonNegativeFloat = 0.0
+    noise: Noise = "gaussian"
 
 
 class Train(Component):
@@ -371,6 +373,8 @@ class TrialConfig(Component):
             measured["certify"] = identity["evaluate"]["certify"]
         identity["evaluate"] = measured
         identity["data"].pop("root", None)
+        if self.smoothing.noise == "gaussian":
+            del identity["smoothing"]["noise"]
         if self.data.only_classes is None:
             del identity["data"]["only_classes"]
         if self.init_from is None:

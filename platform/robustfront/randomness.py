@@ -7,12 +7,15 @@ trial draws what an uninterrupted one would have drawn, and evaluation does not 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Key = tuple[int | str, ...]
+Noise = Literal["gaussian", "uniform"]
 
 
 def seed_of(*key: int | str) -> int:
@@ -57,6 +60,12 @@ class Rng:
     def exponential(self, like: Tensor) -> Tensor:
         """Exp(1) of the shape, dtype and device of `like` (N, ...)."""
         return self._blocks(like, "exponential")
+
+    def noise(self, like: Tensor, sigma: float, law: Noise) -> Tensor:
+        """Of deviation `sigma`: N(0, sigma^2), or U(-L, L) with L = sqrt(3) sigma."""
+        if law == "uniform":
+            return math.sqrt(3) * sigma * (2 * self.uniform(like) - 1)
+        return sigma * self.normal(like)
 
     def child(self, *more: int | str) -> Rng:
         """An independent source for the same examples."""

@@ -31,7 +31,7 @@ from robustfront.training.trial import (
     run_trial,
 )
 
-L2 = Threat(norm="l2", eps="1/2")
+BALLS = [Threat(norm="l2", eps="1/2"), Threat(norm="l2", eps=1)]
 
 
 class HalfSpace(nn.Module):
@@ -93,7 +93,7 @@ def test_overstated_radii_are_rarer_than_alpha(looks: tuple[int, ...]) -> None:
     draws = Simulated(p, seed=1)
     certifier = Smoothing(sigma=1, n0=20, n=4000, alpha=alpha, looks=looks)
     y = np.zeros(size, np.int64)
-    found = certificates(draws, certifier, y, [0.5, 1.0], 784)  # type: ignore[arg-type]
+    found = certificates(draws, certifier, y, BALLS, 784)  # type: ignore[arg-type]
     said = found.predictions != ABSTAINED
     own = p[np.arange(size), np.where(said, found.predictions, 0)]
     exact = special.ndtri(np.clip(own, 0.5, 1))
@@ -112,13 +112,12 @@ def test_what_is_decided_early_is_decided_as_by_all_draws() -> None:
     first = source.uniform(0.35, 0.999, size)
     p = np.stack([first, 1 - first], axis=1)
     y = np.zeros(size, np.int64)
-    asked = [0.5, 1.0]
     shares = []
     for looks in ((), (100, 1000)):
         certifier = Smoothing(sigma=1, n=10000, looks=looks)
-        found = certificates(Simulated(p, 4), certifier, y, asked, 784)  # type: ignore[arg-type]
+        found = certificates(Simulated(p, 4), certifier, y, BALLS, 784)  # type: ignore[arg-type]
         right = found.predictions == y
-        shares.append([(right & (found.radii >= radius)).mean() for radius in (0, *asked)])
+        shares.append([(right & (found.radii >= radius)).mean() for radius in (0, 0.5, 1)])
     np.testing.assert_allclose(shares[0], shares[1], atol=0.02)
 
 
@@ -133,7 +132,7 @@ def test_radii_of_a_half_space_are_the_distances() -> None:
     certifier = Smoothing(sigma=sigma, n=n, alpha=0.01)
     threat = Threat(norm="l2", eps="1/10")
     found = certified(model, Split(x, y, 1.0), [threat], certifier, records)
-    radii, exact = found.radii["smoothing"], np.abs(distance)
+    radii, exact = found.radii["l2/smoothing"], np.abs(distance)
     above = radii > exact
     assert stats.binomtest(int(above.sum()), 200, 0.01, "greater").pvalue > 1e-3
     # Never less than what the sampling interval leaves, by a normal approximation, where it says
@@ -187,10 +186,10 @@ def test_other_norms_are_held_by_the_l2_ball_and_what_is_out_of_reach_is_said() 
     assert most == pytest.approx(0.5 * 2.4633, abs=1e-4)
     threats = [Threat.model_validate({"norm": n, "eps": "0.15"}) for n in ("l2", "l1", "linf")]
     (problem,) = out_of_reach(certifier, 0.5, threats, 100)
-    assert "linf_0.15 needs an l2 radius of 1.5;" in problem
-    assert "at most 1.232" in problem
+    assert "linf_0.15: 1000 draws with sigma 0.5" in problem
+    assert "certify an linf radius of 0.1232 at most" in problem
     model, x, y = HalfSpace(100), torch.full((2, 1, 10, 10), 0.6), torch.ones(2, dtype=torch.long)
-    with pytest.raises(ConfigError, match="needs an l2 radius of 1.5"):
+    with pytest.raises(ConfigError, match="an linf radius of 0.1232 at most"):
         rf.certify(model, x, y, "linf:0.15", certifier)
     found = rf.certify(model, x, y, "linf:0.05", certifier)
     assert found.certified["linf_0.05/smoothing"].tolist() == [1, 1]
@@ -203,7 +202,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "looks": ({"certify": {"looks": [100, 100]}}, "grow from look to look"),
     "draws": (
         {"threat": {"norm": "l2", "eps": 1}},
-        r"certify.n: l2_1 needs an l2 radius of 1; 500 draws with sigma 0.25 .* at most 0.55",
+        r"certify.n: l2_1: 500 draws with sigma 0.25 .* an l2 radius of 0.55\d* at most",
     ),
     "segment": ({"threat": {"norm": "segment", "eps": 0.1}}, "smoothing has no segment"),
 }
@@ -247,9 +246,9 @@ def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
     asked: list[int] = []
     true = Draws.__init__
 
-    def watched(self: Draws, model: Any, x: Any, sigma: Any, positions: Any, batch: int) -> None:
-        asked.extend(positions.tolist())
-        true(self, model, x, sigma, positions, batch)
+    def watched(self: Draws, *arguments: Any) -> None:
+        asked.extend(arguments[3].tolist())
+        true(self, *arguments)
 
     monkeypatch.setattr(Draws, "__init__", watched)
     assert list(certify_final(config, tmp_path))[-1] == 1
@@ -259,7 +258,7 @@ def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
     found = Records.load(records_of_certificates(tmp_path))
     assert found.draws["smoothing"][:, 1].tolist() == [500] * 250
     waterfall.write(found, tmp_path, "a trial")
-    table = pd.read_csv(tmp_path / "waterfall-smoothing.csv")
+    table = pd.read_csv(tmp_path / "waterfall-l2-smoothing.csv")
     assert table["certified_error"].is_monotonic_increasing
     assert table["certified_error"][0] == errors["test/smoothed_error/smoothing"]
     assert (
@@ -289,7 +288,7 @@ def test_input_dependent_noise_is_semi_elastic_and_at_rate_0_classical() -> None
     classical = certified(model, split, [threat], Smoothing(sigma=0.25, n=500), records)
     own = InputDependent(sigma=0.25, n=500, rate=0)
     same = certified(model, split, [threat], own, records, anchors)
-    np.testing.assert_allclose(same.radii["input_dependent"], classical.radii["smoothing"])
+    np.testing.assert_allclose(same.radii["l2/input_dependent"], classical.radii["l2/smoothing"])
     certifier = InputDependent(sigma=0.25, rate=0.05, k=5)
     sigma = certifier.deviations(x, anchors)
     flat = x.flatten(1).double().numpy()
@@ -316,7 +315,7 @@ def test_certificates_of_another_classifier_are_not_mixed_up_with_attacks_on_the
     given = {
         "attacked": {"l2_0.5/pgd20": np.array([1, 0])},
         "certified": {"l2_0.5/smoothing": np.array([1, 1], np.int8)},
-        "radii": {"smoothing": np.array([0.6, 0.7])},
+        "radii": {"l2/smoothing": np.array([0.6, 0.7])},
         "draws": {"smoothing": np.zeros((2, 2), np.int64)},
     }
     fine = Records(label, wrong_plainly, smoothed={"smoothing": label}, **given)
@@ -324,7 +323,7 @@ def test_certificates_of_another_classifier_are_not_mixed_up_with_attacks_on_the
     with pytest.raises(SoundnessError):
         Records(label, label, smoothed={"smoothing": wrong_plainly}, **given)
     again = Records.joined([fine, fine])
-    assert again.radii["smoothing"].tolist() == [0.6, 0.7, 0.6, 0.7]
+    assert again.radii["l2/smoothing"].tolist() == [0.6, 0.7, 0.6, 0.7]
 
 
 def test_an_attack_on_the_smoothed_classifier_contradicts_radii_that_are_too_large() -> None:
@@ -335,7 +334,46 @@ def test_an_attack_on_the_smoothed_classifier_contradicts_radii_that_are_too_lar
     records = Records(y.numpy(), y.numpy())
     found = certified(model, split, [Threat(norm="l2", eps="1/100")], certifier, records)
     assert audit(model, split, certifier, found) == 0
-    beyond = {"smoothing": found.radii["smoothing"] * 1.5}
+    beyond = {"l2/smoothing": found.radii["l2/smoothing"] * 1.5}
     far = replace(found, radii=beyond)
     with pytest.raises(SoundnessError, match="an attack changes the class of"):
         audit(model, split, certifier, far)
+
+
+def test_uniform_noise_certifies_l1_by_the_overlap_of_two_cubes() -> None:
+    """The worst classifier says its class on one cube of noise and nowhere else."""
+    certifier = Smoothing(noise="uniform", sigma=0.5)
+    assert (certifier.name, certifier.norm) == ("uniform_smoothing", "l1")
+    half, p, sigma = np.sqrt(3) * 0.5, np.array([0.4, 0.6, 0.9, 0.99]), np.full(4, 0.5)
+    l1 = certifier.radii(p, sigma, 16, "l1")
+    np.testing.assert_allclose(l1, [0, 0.2 * half, 0.8 * half, 0.98 * half], rtol=1e-9)
+    source = np.random.default_rng(0)
+    for norm, order in (("l1", 1), ("l2", 2), ("linf", np.inf)):
+        radii = certifier.radii(p, sigma, 16, norm)  # type: ignore[arg-type]
+        for share, holds in ((0.999, True), (1.02, False)):
+            worst = np.ones(3)
+            equal = np.ones(16) / np.linalg.norm(np.ones(16), order)
+            one = np.eye(16)[0]
+            for delta in [equal, one, *source.standard_normal((300, 16))]:
+                delta = delta / np.linalg.norm(delta, order)
+                moved = share * radii[1:, None] * np.abs(delta)
+                overlap = np.prod(np.maximum(1 - moved / (2 * half), 0), axis=1)
+                # Of the class' probability p at x at most 1 - overlap is lost.
+                worst = np.minimum(worst, p[1:] - (1 - overlap))
+            assert ((worst > 0.5) == holds).all(), (norm, share)
+
+
+def test_a_trial_with_uniform_noise_is_certified_for_l1(tmp_path: Path) -> None:
+    config = _config(
+        {"noise": "uniform"},
+        smoothing={"sigma": 0.25, "noise": "uniform"},
+        threat={"norm": "l1", "eps": "1/5"},
+    )
+    *_, (_, metrics) = run_trial(config, tmp_path)
+    assert metrics["smoothed_error"] <= metrics["certified_error"] < 1
+    assert metrics["val/average_certified_radius/l1/uniform_smoothing"] > 0
+    x = torch.rand(2, 1, 8, 8)
+    draws = Draws(nn.Flatten(), x, np.full(2, 0.25), np.arange(2), 100, "uniform")
+    noise = draws._noisy("estimate", 0, 0) - x[0]
+    assert noise.abs().max() <= 3**0.5 * 0.25 + 1e-6
+    assert noise.std() == pytest.approx(0.25, abs=0.01)

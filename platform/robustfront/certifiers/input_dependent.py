@@ -18,8 +18,9 @@ from scipy import linalg, special, stats
 from torch import Tensor
 
 from robustfront.certifiers.base import CERTIFIERS
-from robustfront.certifiers.smoothing import Smoothing
+from robustfront.certifiers.smoothing import Smoothing, within
 from robustfront.errors import ConfigError, SoundnessError
+from robustfront.threats import Norm
 
 Array = npt.NDArray[np.float64]
 
@@ -388,6 +389,7 @@ class InputDependent(Smoothing):
     needs_anchors: ClassVar[bool] = True
 
     type: Literal["input_dependent"] = "input_dependent"  # type: ignore[assignment]
+    noise: Literal["gaussian"] = "gaussian"
     rate: NonNegativeFloat = 0.01
     k: PositiveInt = 20
     centre: float | None = None
@@ -419,9 +421,9 @@ class InputDependent(Smoothing):
         require_semi_elastic(flat, deviations, self.rate)
         return deviations
 
-    def radii(self, p_lower: Array, sigma: Array, dimension: int) -> Array:
-        """`certified_radius`."""
-        return certified_radius(p_lower, sigma, self.rate, dimension)
+    def radii(self, p_lower: Array, sigma: Array, dimension: int, norm: Norm = "l2") -> Array:
+        """`certified_radius`, and the largest balls within."""
+        return within(norm, certified_radius(p_lower, sigma, self.rate, dimension), dimension)
 
 
 def require_semi_elastic(x: Tensor, sigma: Array, rate: float) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustfront.certifiers.base import CERTIFIERS, Certifier, Lower
 from robustfront.errors import ConfigError
+from robustfront.randomness import Noise
 from robustfront.threats import BALLS, Norm, Threat
 
 Array = npt.NDArray[np.float64]
@@ -36,10 +37,12 @@ class Smoothing(Certifier):
     share alpha / (looks + 1); an example is left alone once everything asked of it is decided: its
     class, and each threat.
 
-    linf and l1 balls are certified by the l2 ball around them: eps sqrt(d) and eps.
+    `noise: gaussian` certifies the l2 radius sigma Phi^-1(p); linf and l1 balls by the l2 ball
+    around them. `noise: uniform` on [-L, L], L = sqrt(3) sigma, certifies the l1 radius
+    2 L (p - 1/2), and little of linf and l2: 2 L (1 - (3/2 - p)^(1/d)), times sqrt(d) for l2.
 
-    Source: arXiv:1902.02918, theorem 1, PREDICT and CERTIFY; looks: the union bound over stages, as
-    in arXiv:2110.14524, section 4.
+    Source: arXiv:1902.02918, theorem 1, PREDICT and CERTIFY; uniform noise arXiv:2002.08118; looks:
+    the union bound over stages, as in arXiv:2110.14524, section 4.
     Deviates: radii are rounded down; noise in fp32 is not exactly translated by x.
 
     Args:
@@ -51,6 +54,7 @@ class Smoothing(Certifier):
     needs_anchors: ClassVar[bool] = False
 
     type: Literal["smoothing"] = "smoothing"
+    noise: Noise = "gaussian"
     sigma: PositiveFloat | None = None
     n0: PositiveInt = 100
     n: PositiveInt = 10000
@@ -67,8 +71,13 @@ class Smoothing(Certifier):
 
     @property
     def name(self) -> str:
-        """`smoothing`."""
-        return "smoothing"
+        """`smoothing`, or `uniform_smoothing`."""
+        return "smoothing" if self.noise == "gaussian" else "uniform_smoothing"
+
+    @property
+    def norm(self) -> Norm:
+        """That of the radii that it is about."""
+        return "l2" if self.noise == "gaussian" else "l1"
 
     def prepare(self, model: nn.Module) -> Lower:
         """Raises: it bounds probabilities, not logits."""
@@ -90,20 +99,29 @@ class Smoothing(Certifier):
             raise ConfigError("certify.sigma", ["is missing, and the model was trained without"])
         return np.full(len(x), float(self.sigma))
 
-    def radii(self, p_lower: Array, sigma: Array, dimension: int) -> Array:
-        """The certified l2 radii (N,) of lower bounds of probabilities; 0 at 1/2 and below."""
-        found: Array = np.where(p_lower > 0.5, sigma * special.ndtri(np.maximum(p_lower, 0.5)), 0.0)
+    def radii(self, p_lower: Array, sigma: Array, dimension: int, norm: Norm = "l2") -> Array:
+        """The certified radii (N,) in a norm of lower bounds of probabilities; 0 up to 1/2."""
+        p = np.maximum(p_lower, 0.5)
+        if self.noise == "uniform":
+            half = math.sqrt(3) * sigma
+            if norm == "l1":
+                found = 2 * half * (p - 0.5)
+            else:
+                side = -2 * half * np.expm1(np.log(1.5 - p) / dimension)
+                found = side if norm == "linf" else side * math.sqrt(dimension)
+        else:
+            found = within(norm, sigma * special.ndtri(p), dimension)
         return np.asarray(found * (1 - 1e-12))
 
     def all_looks(self) -> list[int]:
         """Every number of draws at which the bound is looked at, `n` the last."""
         return [look for look in self.looks if look < self.n] + [self.n]
 
-    def most(self, sigma: float, dimension: int) -> float:
+    def most(self, sigma: float, dimension: int, norm: Norm = "l2") -> float:
         """The largest radius that so many draws can certify: all of them agree."""
         share = self.alpha / len(self.all_looks())
         p = lower_bounds(np.array([self.n]), np.array([self.n]), share)
-        return float(self.radii(p, np.array([sigma]), dimension)[0])
+        return float(self.radii(p, np.array([sigma]), dimension, norm)[0])
 
 
 def lower_bounds(successes: Counts, draws: Counts, alpha: float) -> Array:
@@ -121,23 +139,21 @@ def upper_bounds(successes: Counts, draws: Counts, alpha: float) -> Array:
     return np.asarray(1 - lower_bounds(np.asarray(draws) - successes, draws, alpha))
 
 
-def needed(threat: Threat, dimension: int) -> float:
-    """The l2 radius that holds all of a threat.
+def within(norm: Norm, radius: Array, dimension: int) -> Array:
+    """The radius in a norm of the largest ball within an l2 ball.
 
-    Source: arXiv:1902.02918 for l2; ||.||_2 <= ||.||_1 and ||.||_2 <= sqrt(d) ||.||_inf.
+    Source: ||.||_2 <= ||.||_1 and ||.||_2 <= sqrt(d) ||.||_inf.
     """
-    eps = float(threat.eps)
-    return eps * math.sqrt(dimension) if threat.norm == "linf" else eps
+    return radius / math.sqrt(dimension) if norm == "linf" else radius
 
 
 def out_of_reach(
     certifier: Smoothing, sigma: float, threats: Sequence[Threat], dimension: int
 ) -> list[str]:
     """Threats that no number of agreeing draws could certify, with what could be."""
-    most = certifier.most(sigma, dimension)
     return [
-        f"{threat.name} needs an l2 radius of {needed(threat, dimension):.4g}; {certifier.n} draws "
-        f"with sigma {sigma:g} and alpha {certifier.alpha:g} certify at most {most:.4g}"
+        f"{threat.name}: {certifier.n} draws with sigma {sigma:g} and alpha {certifier.alpha:g} "
+        f"certify an {threat.norm} radius of {most:.4g} at most"
         for threat in threats
-        if needed(threat, dimension) > most
+        if (most := certifier.most(sigma, dimension, threat.norm)) < float(threat.eps)
     ]

@@ -34,7 +34,7 @@ class Records:
         smoothed: prediction of a smoothed classifier by the certifier that smooths, (N,) int64:
             ABSTAINED where it has none, UNDECIDED where nobody has tried. Certificates of that name
             are about it.
-        radii: certified l2 radii of these, (N,) float64 each.
+        radii: certified radii of these by `<norm>/<certifier>`, (N,) float64 each.
         draws: what these follow from: how often the class came, and of how many, (N, 2) int64 each.
 
     Raises:
@@ -175,12 +175,14 @@ class Records:
         """Average certified radius (0 where wrong), share of abstentions, and how far the classes'
         accuracies are apart (their standard deviation)."""
         found: dict[str, float] = {}
+        for key, radii in self.radii.items():
+            right = self.smoothed[key.partition("/")[2]] == self.label
+            mean = float(np.where(right, radii, 0.0).mean())
+            found[f"{split}/average_certified_radius/{key}"] = mean
         for verifier, predictions in self.smoothed.items():
             right = predictions == self.label
-            radii = np.where(right, self.radii[verifier], 0.0)
             by_class = [right[self.label == label].mean() for label in np.unique(self.label)]
             found |= {
-                f"{split}/average_certified_radius/l2/{verifier}": float(radii.mean()),
                 f"{split}/abstention_rate/{verifier}": float((predictions == ABSTAINED).mean()),
                 f"{split}/class_spread/{verifier}": float(np.std(by_class)),
             }

@@ -15,7 +15,6 @@ from robustfront.attacks import eval_mode
 from robustfront.certifiers.smoothing import (
     Smoothing,
     lower_bounds,
-    needed,
     out_of_reach,
     upper_bounds,
 )
@@ -23,7 +22,7 @@ from robustfront.data import Split
 from robustfront.errors import ConfigError, SoundnessError
 from robustfront.evaluation.records import ABSTAINED, UNDECIDED, Records
 from robustfront.methods.noisy import Averaged
-from robustfront.randomness import generator
+from robustfront.randomness import Noise, generator
 from robustfront.threats import Threat
 
 Counts = npt.NDArray[np.int64]
@@ -55,7 +54,7 @@ def smoothing(
         ConfigError: a threat that so few draws cannot certify; no noise to certify with.
     """
     names = {f"{threat.name}/{certifier.name}": threat for threat in threats}
-    state = _State.of(records, [*names], certifier.name)
+    state = _State.of(records, [*names], certifier)
     waiting = np.flatnonzero(state.predictions == UNDECIDED)
     with eval_mode(model), torch.no_grad():
         for first in range(0, len(waiting), _EXAMPLES):
@@ -65,19 +64,18 @@ def smoothing(
             dimension = x[0].numel()
             if problems := out_of_reach(certifier, float(sigma.max()), threats, dimension):
                 raise ConfigError("certify.n", problems)
-            draws = Draws(model, x, sigma, split.start + rows, certifier.batch)
-            asked = [needed(threat, dimension) for threat in threats]
-            found = certificates(draws, certifier, y.cpu().numpy(), asked, dimension)
+            law, positions = certifier.noise, split.start + rows
+            draws = Draws(model, x, sigma, positions, certifier.batch, law)
+            found = certificates(draws, certifier, y.cpu().numpy(), threats, dimension)
             state.predictions[rows], state.radii[rows] = found.predictions, found.radii
             state.counts[rows] = np.stack([found.successes, found.draws], axis=1)
             right = found.predictions == y.cpu().numpy()
-            for name, threat in names.items():
-                holds = found.radii >= needed(threat, dimension)
+            for (name, _), holds in zip(names.items(), found.holds, strict=True):
                 state.certified[name][rows] = right & holds
-            records = state.added_to(records, certifier.name)
+            records = state.added_to(records, certifier)
             save(records)
             yield float((state.predictions != UNDECIDED).mean()), records
-    yield 1.0, state.added_to(records, certifier.name)
+    yield 1.0, state.added_to(records, certifier)
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,12 @@ class _State:
     certified: Mapping[str, npt.NDArray[np.int8]]
 
     @classmethod
-    def of(cls, records: Records, names: Sequence[str], verifier: str) -> _State:
-        n = len(records)
+    def of(cls, records: Records, names: Sequence[str], certifier: Smoothing) -> _State:
+        n, verifier = len(records), certifier.name
         begun = records.smoothed.get(verifier, np.full(n, UNDECIDED, np.int64)).copy()
         return cls(
             begun,
-            records.radii.get(verifier, np.zeros(n)).copy(),
+            records.radii.get(f"{certifier.norm}/{verifier}", np.zeros(n)).copy(),
             records.draws.get(verifier, np.zeros((n, 2), np.int64)).copy(),
             {
                 name: records.certified.get(name, np.full(n, UNDECIDED, np.int8)).copy()
@@ -103,12 +101,13 @@ class _State:
             },
         )
 
-    def added_to(self, records: Records, verifier: str) -> Records:
+    def added_to(self, records: Records, certifier: Smoothing) -> Records:
+        verifier = certifier.name
         return replace(
             records,
             certified={**records.certified, **self.certified},
             smoothed={**records.smoothed, verifier: self.predictions},
-            radii={**records.radii, verifier: self.radii},
+            radii={**records.radii, f"{certifier.norm}/{verifier}": self.radii},
             draws={**records.draws, verifier: self.counts},
         )
 
@@ -124,9 +123,16 @@ class Draws:
     """
 
     def __init__(
-        self, model: nn.Module, x: Tensor, sigma: Floats, positions: Counts, batch: int
+        self,
+        model: nn.Module,
+        x: Tensor,
+        sigma: Floats,
+        positions: Counts,
+        batch: int,
+        law: Noise = "gaussian",
     ) -> None:
         self.model, self.x, self.sigma, self.positions = model, x, sigma, positions
+        self.law = law
         self.classes = int(model(x[:1]).shape[1])
         self._at_once = max(batch // _CHUNK, 1)
 
@@ -153,8 +159,10 @@ class Draws:
         """A fixed number of noisy copies of an example."""
         x = self.x[row]
         source = generator(x.device, "smoothing", purpose, int(self.positions[row]), chunk)
-        noise = torch.empty((_CHUNK, *x.shape), device=x.device).normal_(generator=source)
-        return torch.add(x, noise, alpha=float(self.sigma[row]))
+        noise, sigma = torch.empty((_CHUNK, *x.shape), device=x.device), float(self.sigma[row])
+        if self.law == "uniform":
+            return x + noise.uniform_(-1, 1, generator=source) * (3**0.5 * sigma)
+        return torch.add(x, noise.normal_(generator=source), alpha=sigma)
 
 
 @dataclass(frozen=True)
@@ -163,27 +171,31 @@ class Found:
 
     Args:
         predictions: of the smoothed classifier, ABSTAINED where it has none.
-        radii: certified l2 radii, 0 where it abstains.
+        radii: certified, 0 where it abstains.
+        holds: whether the class holds within each threat.
         successes, draws: how often the chosen class came, of how many.
     """
 
     predictions: Counts
     radii: Floats
+    holds: Sequence[Flags]
     successes: Counts
     draws: Counts
 
 
 def certificates(
-    draws: Draws, certifier: Smoothing, y: Counts, asked: Sequence[float], dimension: int
+    draws: Draws, certifier: Smoothing, y: Counts, threats: Sequence[Threat], dimension: int
 ) -> Found:
     """CERTIFY, in stages; an example is left alone once all that is asked of it is decided.
 
     With several looks an example whose chosen class is not its label y is left alone after the
     first: whatever more draws say, it is an error.
-
-    Args:
-        asked: l2 radii.
     """
+
+    def hold(p: Floats, rows: Counts, threat: Threat) -> Flags:
+        radii = certifier.radii(p, draws.sigma[rows], dimension, threat.norm)
+        return np.asarray(radii >= float(threat.eps))
+
     everyone = np.arange(len(y))
     chosen = draws.counts(_SELECT, everyone, 0, certifier.n0).argmax(1)
     looks = certifier.all_looks()
@@ -197,18 +209,17 @@ def certificates(
         # Every look is right with its share of alpha, so the best of them is with all of it.
         bound = lower_bounds(successes[left], total[left], alpha)
         p_lower[left] = np.maximum(p_lower[left], bound)
-        radii = certifier.radii(p_lower[left], draws.sigma[left], dimension)
         most = upper_bounds(successes[left], total[left], alpha)
-        reach = certifier.radii(most, draws.sigma[left], dimension)
         decided = (p_lower[left] > 0.5) | (most < 0.5)
-        for radius in asked:
-            decided &= (radii >= radius) | (reach < radius)
+        for threat in threats:
+            decided &= hold(p_lower[left], left, threat) | ~hold(most, left, threat)
         left = left[~decided & (chosen[left] == y[left])]
         if not len(left):
             break
-    radii = certifier.radii(p_lower, draws.sigma, dimension)
+    radii = certifier.radii(p_lower, draws.sigma, dimension, certifier.norm)
     predictions = np.where(p_lower > 0.5, chosen, ABSTAINED)
-    return Found(predictions, np.where(p_lower > 0.5, radii, 0.0), successes, total)
+    holds = [(p_lower > 0.5) & hold(p_lower, everyone, threat) for threat in threats]
+    return Found(predictions, np.where(p_lower > 0.5, radii, 0.0), holds, successes, total)
 
 
 def predict(
@@ -237,7 +248,7 @@ def audit(
     records: Records,
     anchors: Tensor | None = None,
 ) -> int:
-    """Attacks the smoothed classifier within its certified radii; how many classes change for sure.
+    """Attacks the smoothed classifier within its l2 radii; how many classes change for sure.
 
     Each example that has a class is moved by PGD on the soft smoothed classifier (16 noises) to the
     edge of its certified ball, where PREDICT looks with fresh noise. Both statements, that of the
@@ -249,7 +260,9 @@ def audit(
 
     Source: arXiv:1906.04584, section 2.2, for the attack.
     """
-    predictions, radii = records.smoothed[certifier.name], records.radii[certifier.name]
+    if certifier.norm != "l2":
+        return 0
+    predictions, radii = records.smoothed[certifier.name], records.radii[f"l2/{certifier.name}"]
     rows = np.flatnonzero((predictions >= 0) & (radii > 0) & np.isfinite(radii))
     if not len(rows):
         return 0

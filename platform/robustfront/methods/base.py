@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfront.attacks import Attack, Surrogate, eval_mode
-from robustfront.randomness import Rng
+from robustfront.randomness import Noise, Rng
 from robustfront.registry import Component, Registry
 from robustfront.threats import Norm, PerturbationSet, Threat
 
@@ -43,8 +43,8 @@ class StepContext:
         shares: the weight of each norm of the training threat; they sum to 1.
         memory: what the method keeps from step to step, by name; its to change.
         strength: share of the full radii that is scheduled for now.
-        sigma: of the noise of smoothing, for methods that draw it themselves; for others it is in
-            the model already.
+        sigma, noise: of smoothing, for methods that draw it themselves; for others it is in the
+            model already.
     """
 
     threat: PerturbationSet
@@ -55,6 +55,7 @@ class StepContext:
     memory: dict[str, Tensor] = field(default_factory=dict)
     strength: float = 1.0
     sigma: float = 0.0
+    noise: Noise = "gaussian"
 
 
 class Method(Component):

@@ -24,9 +24,8 @@ class Noisy(Method):
 
     def noises(self, x: Tensor, ctx: StepContext) -> list[Tensor]:
         """As many as there are copies, (N, C, H, W) each, independent of each other."""
-        return [
-            ctx.sigma * ctx.rng.child("noise", number).normal(x) for number in range(self.copies)
-        ]
+        sources = [ctx.rng.child("noise", number) for number in range(self.copies)]
+        return [source.noise(x, ctx.sigma, ctx.noise) for source in sources]
 
 
 class Averaged(nn.Module):

@@ -20,14 +20,15 @@ from robustfront.tracking.front_view import COLOURS, FAINT, INK, MUTED
 _POINTS = 101
 
 
-def waterfall(records: Records, verifier: str) -> pd.DataFrame:
-    """`radius` (l2), `certified_error` and its 95 % interval over examples, `low` and `high`.
+def waterfall(records: Records, key: str) -> pd.DataFrame:
+    """`radius` (of `<norm>/<certifier>`), `certified_error`, and its 95 % interval over examples,
+    `low` and `high`.
 
     To the largest radius of any example; what is beyond says nothing about the model, but how many
     draws there were.
     """
-    right = records.smoothed[verifier] == records.label
-    radii = np.where(right, records.radii[verifier], -1.0)
+    right = records.smoothed[key.partition("/")[2]] == records.label
+    radii = np.where(right, records.radii[key], -1.0)
     places = np.linspace(0, max(float(radii.max(initial=0.0)), 1e-9), _POINTS)
     wrong = (radii[None] < places[:, None]).sum(axis=1)
     low, high = clopper_pearson(wrong, np.full(_POINTS, len(radii)))
@@ -43,9 +44,14 @@ def render(tables: Mapping[str, pd.DataFrame], title: str) -> bytes:
     for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
         x = table["radius"]
         axes.fill_between(x, 100 * table["low"], 100 * table["high"], color=colour, alpha=0.15)
-        axes.plot(x, 100 * table["certified_error"], color=colour, label=name.replace("_", " "))
+        axes.plot(
+            x,
+            100 * table["certified_error"],
+            color=colour,
+            label=name.replace("/", ", ").replace("_", " "),
+        )
         axes.axvline(float(x.iloc[-1]), color=colour, lw=0.8, ls=":")
-    axes.set_xlabel("l2 radius (dotted: the largest that any example has)", color=INK, fontsize=9)
+    axes.set_xlabel("radius (dotted: the largest that any example has)", color=INK, fontsize=9)
     axes.set_ylabel("certified error in %, 95 % over examples", color=INK, fontsize=9)
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
@@ -62,8 +68,8 @@ def render(tables: Mapping[str, pd.DataFrame], title: str) -> bytes:
 
 def write(records: Records, folder: Path, title: str) -> None:
     """`waterfall.png` and a `waterfall-<verifier>.csv` for each smoothed classifier."""
-    tables = {verifier: waterfall(records, verifier) for verifier in records.smoothed}
-    for verifier, table in tables.items():
-        write_bytes(folder / f"waterfall-{verifier}.csv", csv_of(table).encode())
+    tables = {key: waterfall(records, key) for key in records.radii}
+    for key, table in tables.items():
+        write_bytes(folder / f"waterfall-{key.replace('/', '-')}.csv", csv_of(table).encode())
     if tables:
         write_bytes(folder / "waterfall.png", render(tables, title))

@@ -212,7 +212,8 @@ class _Run:
         x = x.contiguous(memory_format=torch.channels_last)
         net = self.model
         if config.smoothing.sigma and not config.method.draws_noise:
-            net = _WithNoise(net, config.smoothing.sigma * rng.child("noise").normal(x))
+            noise = rng.child("noise").noise(x, config.smoothing.sigma, config.smoothing.noise)
+            net = _WithNoise(net, noise)
         strength = config.train.eps_ramp.factor(now)
         mix = Rng((*key, "mix"), block=len(index))  # of the whole batch
         threat = config.train_threat.draw(len(index), x[0].numel(), strength, mix).part(rows)
@@ -227,6 +228,7 @@ class _Run:
             self.memory,
             strength,
             config.smoothing.sigma,
+            config.smoothing.noise,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             loss = take(net, self.optimizer, config.method, (x, y), ctx)
