@@ -32,7 +32,7 @@ from robustfront.certifiers import Smoothing as SmoothingCertifier
 from robustfront.certifiers.smoothing import out_of_reach
 from robustfront.cost import Cost
 from robustfront.data import DataField
-from robustfront.errors import ConfigError, nearest
+from robustfront.errors import ConfigError, DataError, nearest
 from robustfront.methods import METHODS, Method, MethodField, Standard
 from robustfront.models import Classifier, ModelField, build_model
 from robustfront.models.conditioned import conditioned
@@ -316,12 +316,15 @@ class TrialConfig(Component):
     def _enough_draws(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
         """Radii that so many draws can certify, for noise that is the same everywhere."""
         smoothing, data = info.data.get("smoothing"), info.data.get("data")
-        if smoothing is None or data is None or getattr(data, "size", 1) is None:
+        if smoothing is None or data is None:
             return evaluate
+        try:
+            dimension = int(np.prod(data.shape))
+        except DataError:
+            return evaluate  # told where the data are read
         for key, one in (("certify", evaluate.certify), ("final.certify", evaluate.final.certify)):
             if isinstance(one, SmoothingCertifier):
-                dimension, sigma = int(np.prod(data.shape)), one.sigma or smoothing.sigma
-                threats = info.data.get("threat", ())
+                sigma, threats = one.sigma or smoothing.sigma, info.data.get("threat", ())
                 if problems := out_of_reach(one, sigma, threats, dimension):
                     raise ValueError(f"{key}.n: {'; '.join(problems)}")
         return evaluate
