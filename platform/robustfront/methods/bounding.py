@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
@@ -57,19 +56,19 @@ class Bounding(Method):
     l1: NonNegativeFloat = 0.0
     fast_init: bool = True
 
-    @abstractmethod
     def regions(
         self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext
     ) -> list[list[Region]]:
-        """Regions to bound, each group of them for the whole batch."""
+        """Regions to bound, each group of them for the whole batch: everything that is allowed."""
+        return [whole(ctx.threat, x)]
 
-    @abstractmethod
     def robust(self, margins: Sequence[Tensor], ctx: StepContext) -> Mapping[str, Tensor]:
         """The robust term as `robust`, and its parts by name, scalars.
 
         Args:
             margins: lower bounds (N, K - 1) for each group of regions.
         """
+        return {"robust": verified_ce(margins[0]).mean()}
 
     def traces(self, ctx: StepContext) -> bool:
         """Whether its bounds need a backward pass, too."""

@@ -1,14 +1,13 @@
 """Training on the dual of a linear relaxation."""
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustfront.certifiers.propagation import Bounds, Region
+from robustfront.certifiers.propagation import Bounds
 from robustfront.methods.base import METHODS, StepContext
-from robustfront.methods.bounding import Bounding, verified_ce, whole
+from robustfront.methods.bounding import Bounding
 
 
 @METHODS.register
@@ -37,16 +36,6 @@ class COAP(Bounding):
     def forward_equivalents(self) -> float:
         """As measured on a network of one hidden layer; with more it grows with the units."""
         return 40
-
-    def regions(
-        self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext
-    ) -> list[list[Region]]:
-        """Everything that the threat allows."""
-        return [whole(ctx.threat, x)]
-
-    def robust(self, margins: Sequence[Tensor], ctx: StepContext) -> Mapping[str, Tensor]:
-        """`robust` alone."""
-        return {"robust": verified_ce(margins[0]).mean()}
 
     def lower(self, known: Bounds, rule: Tensor, ctx: StepContext) -> Tensor:
         """By a backward pass."""

@@ -1,14 +1,13 @@
 """CROWN-IBP as a training objective."""
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustfront.certifiers.propagation import Bounds, Region
+from robustfront.certifiers.propagation import Bounds
 from robustfront.methods.base import METHODS, StepContext
-from robustfront.methods.bounding import Bounding, Share, verified_ce, whole
+from robustfront.methods.bounding import Bounding, Share
 
 
 @METHODS.register
@@ -37,16 +36,6 @@ class CROWNIBPTraining(Bounding):
     def forward_equivalents(self) -> float:
         """Interval bounds, and a backward pass of one function, or of one for each wrong class."""
         return 20 if self.fused else 40
-
-    def regions(
-        self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext
-    ) -> list[list[Region]]:
-        """Everything that the threat allows."""
-        return [whole(ctx.threat, x)]
-
-    def robust(self, margins: Sequence[Tensor], ctx: StepContext) -> Mapping[str, Tensor]:
-        """`robust` alone."""
-        return {"robust": verified_ce(margins[0]).mean()}
 
     def traces(self, ctx: StepContext) -> bool:
         """Unless all weight lies on interval bounds."""

@@ -1,13 +1,9 @@
 """Interval bound propagation as a training objective."""
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from torch import Tensor, nn
-
-from robustfront.certifiers.propagation import Region
-from robustfront.methods.base import METHODS, StepContext
-from robustfront.methods.bounding import Bounding, verified_ce, whole
+from robustfront.methods.base import METHODS
+from robustfront.methods.bounding import Bounding
 
 
 @METHODS.register
@@ -30,13 +26,3 @@ class IBPTraining(Bounding):
     def forward_equivalents(self) -> float:
         """Clean, centre and radius forward, and a full backward of each."""
         return 9
-
-    def regions(
-        self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext
-    ) -> list[list[Region]]:
-        """Everything that the threat allows."""
-        return [whole(ctx.threat, x)]
-
-    def robust(self, margins: Sequence[Tensor], ctx: StepContext) -> Mapping[str, Tensor]:
-        """`robust` alone."""
-        return {"robust": verified_ce(margins[0]).mean()}

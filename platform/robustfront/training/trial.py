@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,31 +195,21 @@ def certify_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
         return
     model, test = _model_and_test(config, folder, raw)
     test = test if final.examples is None else test.first(final.examples)
-    told = _identity(config, model) + certifier.model_dump_json()
-    path, said = records_of_certificates(folder), np.array(told)
-    attacked = records_of_test(folder, final.attack)
-    known = Records.load(attacked).attacked if attacked.exists() else {}
-    if any((found < 0).any() or len(found) != len(test) for found in known.values()):
-        known = {}
-    records = Records(test.y.cpu().numpy(), plain_predictions(model, test), known)
-    if path.exists() and str(read_arrays(path).get("identity")) == str(said):
-        records = replace(Records.load(path), attacked=known)
-
-    def save(records: Records) -> None:
-        write_bytes(path, replace(records, attacked={}).to_bytes({"identity": said}))
-
+    records = _attacked(model, test, records_of_test(folder, final.attack))
     anchors = None
     if isinstance(certifier, Smoothing):
         data = split_data(config.data, raw or config.data.load(), test.y.device)
         anchors = anchors_for(certifier, data.train)
-    found = certifying(model, test, config.threat, certifier, records, save, anchors)
-    for share, known_now in found:
-        yield share
-        records = known_now
-    save(records)
+    told = _identity(config, model) + certifier.model_dump_json()
+    found = yield from _going_on(
+        records_of_certificates(folder),
+        told,
+        records,
+        lambda known, save: certifying(model, test, config.threat, certifier, known, save, anchors),
+    )
     if isinstance(certifier, Smoothing) and config.evaluate.gates is not None:
         few = min(config.evaluate.gates, len(test))
-        audit(model, test.first(few), certifier, records.rows(few), anchors)
+        audit(model, test.first(few), certifier, found.rows(few), anchors)
 
 
 def certify_unseen(
@@ -239,23 +229,49 @@ def certify_unseen(
         return
     model, test = _model_and_test(config, folder, raw)
     test = test if final.examples is None else test.first(final.examples)
-    attacked = folder / "test-unseen.npz"
-    known = Records.load(attacked).attacked if attacked.exists() else {}
-    if any((found < 0).any() or len(found) != len(test) for found in known.values()):
-        known = {}
-    records = Records(test.y.cpu().numpy(), plain_predictions(model, test), known)
+    records = _attacked(model, test, folder / "test-unseen.npz")
     told = _identity(config, model) + json.dumps([one.model_dump(mode="json") for one in unseen])
-    path, said = records_of_unseen_certificates(folder), np.array(told)
-    if path.exists() and str(read_arrays(path).get("identity")) == str(said):
-        records = replace(records, certified=Records.load(path).certified)
+    yield from _going_on(
+        records_of_unseen_certificates(folder),
+        told,
+        records,
+        lambda known, save: certifying_changes(model, test, unseen, known, save),
+    )
+
+
+_Save = Callable[[Records], None]
+
+
+def _going_on(
+    path: Path,
+    told: str,
+    records: Records,
+    work: Callable[[Records, _Save], Iterator[tuple[float, Records]]],
+) -> Generator[float, None, Records]:
+    """Certificates that are kept in a file as they come, and go on from what is there.
+
+    Args:
+        told: what they depend on; a file that says something else is begun anew.
+    """
+    said = np.array(told)
+    if path.exists() and str(read_arrays(path).get("identity")) == told:
+        records = replace(Records.load(path), attacked=records.attacked)
 
     def save(records: Records) -> None:
         write_bytes(path, replace(records, attacked={}).to_bytes({"identity": said}))
 
-    for share, found in certifying_changes(model, test, unseen, records, save):
+    for share, found in work(records, save):
         yield share
         records = found
     save(records)
+    return records
+
+
+def _attacked(model: nn.Module, test: Split, path: Path) -> Records:
+    """Plain predictions, and what a whole attack on these examples has found, if there was one."""
+    known = Records.load(path).attacked if path.exists() else {}
+    whole = {k: v for k, v in known.items() if len(v) == len(test) and (v >= 0).all()}
+    return Records(test.y.cpu().numpy(), plain_predictions(model, test), whole)
 
 
 def export_final(
@@ -334,15 +350,11 @@ def import_verdicts(
 
 def _known(config: TrialConfig, folder: Path, model: nn.Module, test: Split) -> Records:
     """All that attacks and certifiers have found out about these examples."""
-    attacks: dict[str, np.ndarray] = {}
-    path, n = records_of_test(folder, config.evaluate.final.attack), len(test)
-    if path.exists():
-        attacks = dict(Records.load(path).attacked)
-    attacks = {k: found for k, found in attacks.items() if len(found) == n and (found >= 0).all()}
+    attacked = _attacked(model, test, records_of_test(folder, config.evaluate.final.attack))
     path = records_of_certificates(folder)
-    if path.exists() and len(known := Records.load(path)) == n:
-        return replace(known, attacked=attacks)
-    return Records(test.y.cpu().numpy(), plain_predictions(model, test), attacks)
+    if path.exists() and len(known := Records.load(path)) == len(test):
+        return replace(known, attacked=attacked.attacked)
+    return attacked
 
 
 def _undecided(records: Records, threat: Threat) -> np.ndarray:
