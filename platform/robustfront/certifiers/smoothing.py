@@ -35,7 +35,8 @@ class Smoothing(Certifier):
 
     `looks` are numbers of draws before `n` at which the bound is looked at already, each with its
     share alpha / (looks + 1); an example is left alone once everything asked of it is decided: its
-    class, and each threat.
+    class, and each threat. Radii, and their average, then say hardly more than what was asked;
+    curves over the radius need all draws.
 
     `noise: gaussian` certifies the l2 radius sigma Phi^-1(p); linf and l1 balls by the l2 ball
     around them. `noise: uniform` on [-L, L], L = sqrt(3) sigma, certifies the l1 radius
