@@ -334,6 +334,7 @@ SENSITIVE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"method__type": "clp_noise"}, {"method__weight": 2}),
     ({"method__type": "clp_noise"}, {"method__sigma": 0.4}),
     ({"smoothing__sigma": 0.1, **STANDARD}, {"smoothing__sigma": 0.11}),
+    ({"smoothing__sigma": 0.1, **STANDARD}, {"smoothing__noise": "uniform"}),
     (
         {"train_threat__mix": {"linf": 0.5, "l2": 0.5}},
         {"train_threat__mix": {"linf": 0.6, "l2": 0.4}},
