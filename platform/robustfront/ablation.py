@@ -138,7 +138,9 @@ class Ablation(Component):
 
     def rank(self) -> int:
         """How many numbers, the mean and main effects among them, the cells can tell."""
-        return int(np.linalg.matrix_rank(main_effects(self.names, self.cells())))
+        levels = [cell.levels for cell in self.cells()]
+        terms = [(), *((factor,) for factor in self.factors)]
+        return int(np.linalg.matrix_rank(model_matrix(self.names, terms, levels)))
 
     def _settings(self, levels: Mapping[str, str]) -> Settings:
         found: Settings = {}
@@ -191,15 +193,24 @@ class Ablation(Component):
         return list(problems)
 
 
-def main_effects(
-    names: Mapping[str, Sequence[str]], cells: Sequence[Cell]
+def model_matrix(
+    names: Mapping[str, Sequence[str]],
+    terms: Sequence[tuple[str, ...]],
+    cells: Sequence[Mapping[str, str]],
 ) -> npt.NDArray[np.float64]:
-    """The mean, and a column for each level but the first of its factor, (cells, ...)."""
-    columns = [np.ones(len(cells))]
-    for factor, levels in names.items():
-        for level in levels[1:]:
-            columns.append(np.array([float(cell.levels[factor] == level) for cell in cells]))
-    return np.stack(columns, axis=1)
+    """A column for each combination of levels, other than first ones, of each term's factors.
+
+    Args:
+        names: the levels of each factor.
+        terms: the factors of each; () is the mean.
+        cells: the level of each factor.
+    """
+    columns = [
+        [float(all(cell[f] == at for f, at in zip(term, levels, strict=True))) for cell in cells]
+        for term in terms
+        for levels in itertools.product(*(names[factor][1:] for factor in term))
+    ]
+    return np.array(columns).T
 
 
 def _text(level: Any) -> str:

@@ -302,31 +302,23 @@ class TrialConfig(Component):
 
     @field_validator("evaluate")
     @classmethod
-    def _noise_to_certify_with(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
-        smoothing = info.data.get("smoothing")
-        for key, one in (("certify", evaluate.certify), ("final.certify", evaluate.final.certify)):
-            if not isinstance(one, SmoothingCertifier) or one.sigma or smoothing is None:
-                continue
-            if not smoothing.sigma:
-                raise ValueError(f"{key}.sigma: is missing, and smoothing.sigma is 0")
-        return evaluate
-
-    @field_validator("evaluate")
-    @classmethod
-    def _enough_draws(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
-        """Radii that so many draws can certify, for noise that is the same everywhere."""
+    def _noise_and_draws_to_certify_with(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
+        """There is noise, and its draws can certify the radii, where it is the same everywhere."""
         smoothing, data = info.data.get("smoothing"), info.data.get("data")
-        if smoothing is None or data is None:
-            return evaluate
-        try:
-            dimension = int(np.prod(data.shape))
-        except DataError:
-            return evaluate  # told where the data are read
         for key, one in (("certify", evaluate.certify), ("final.certify", evaluate.final.certify)):
-            if isinstance(one, SmoothingCertifier):
-                sigma, threats = one.sigma or smoothing.sigma, info.data.get("threat", ())
-                if problems := out_of_reach(one, sigma, threats, dimension):
-                    raise ValueError(f"{key}.n: {'; '.join(problems)}")
+            if not isinstance(one, SmoothingCertifier) or smoothing is None:
+                continue
+            sigma = one.sigma or smoothing.sigma
+            if not sigma:
+                raise ValueError(f"{key}.sigma: is missing, and smoothing.sigma is 0")
+            if data is None:
+                continue
+            try:
+                dimension = int(np.prod(data.shape))
+            except DataError:
+                continue  # told where the data are read
+            if problems := out_of_reach(one, sigma, info.data.get("threat", ()), dimension):
+                raise ValueError(f"{key}.n: {'; '.join(problems)}")
         return evaluate
 
     @field_validator("objectives")

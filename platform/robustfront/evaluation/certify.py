@@ -49,23 +49,14 @@ def certifying(
     if isinstance(certifier, Smoothing):
         yield from smoothing(model, split, threats, certifier, records, anchors, save)
         return
-    known = {name: _begun(records, name, threat.name) for name, threat in names.items()}
-    total = max(sum(len(found) for found in known.values()), 1)
     with eval_mode(model):
         lower = certifier.prepare(model)
-        for name, threat in names.items():
-            waiting = np.flatnonzero(known[name] == UNDECIDED)
-            for first in range(0, len(waiting), _BATCH):
-                rows = waiting[first : first + _BATCH]
-                x, y = split.batch(torch.from_numpy(rows).to(split.y.device))
-                logits = plain_logits(model, x)
-                bounds = lower(x, threat, margins_of(y, logits.shape[1]))
-                known[name][rows] = proven(bounds).cpu().numpy()
-                records = replace(records, certified={**records.certified, **known})
-                save(records)
-                done = sum(int((found != UNDECIDED).sum()) for found in known.values())
-                yield done / total, records
-    yield 1.0, replace(records, certified={**records.certified, **known})
+
+        def prove(name: str, x: Tensor, y: Tensor) -> Tensor:
+            rule = margins_of(y, plain_logits(model, x).shape[1])
+            return proven(lower(x, names[name], rule))
+
+        yield from _batch_by_batch(split, list(names), prove, records, save)
 
 
 def certifying_changes(
@@ -83,21 +74,41 @@ def certifying_changes(
     Raises:
         ConfigError: a layer that cannot be bounded.
     """
-    _, verifier = box_prover(model, split)
+    prover, verifier = box_prover(model, split)
     names = {f"{one.name.partition('/')[0]}/{verifier}": one for one in unseen}
+
+    def prove(name: str, x: Tensor, y: Tensor) -> Tensor:
+        return _proven_in_boxes(model, x, y, names[name], prover)
+
+    with eval_mode(model):
+        yield from _batch_by_batch(split, list(names), prove, records, save)
+
+
+def _batch_by_batch(
+    split: Split,
+    names: Sequence[str],
+    prove: Callable[[str, Tensor, Tensor], Tensor],
+    records: Records,
+    save: Callable[[Records], None],
+) -> Iterator[tuple[float, Records]]:
+    """The records with what is proved, and the share that is done, after each batch.
+
+    Args:
+        names: of the certificates, `<threat>/<certifier>`.
+        prove: which of some examples are proved under a name, (N,) bool.
+    """
     known = {name: _begun(records, name, name.partition("/")[0]) for name in names}
     total = max(sum(len(found) for found in known.values()), 1)
-    with eval_mode(model):
-        for name, one in names.items():
-            waiting = np.flatnonzero(known[name] == UNDECIDED)
-            for first in range(0, len(waiting), _BATCH):
-                rows = waiting[first : first + _BATCH]
-                x, y = split.batch(torch.from_numpy(rows).to(split.y.device))
-                known[name][rows] = _proven_in_boxes(model, x, y, one).cpu().numpy()
-                records = replace(records, certified={**records.certified, **known})
-                save(records)
-                done = sum(int((found != UNDECIDED).sum()) for found in known.values())
-                yield done / total, records
+    for name in names:
+        waiting = np.flatnonzero(known[name] == UNDECIDED)
+        for first in range(0, len(waiting), _BATCH):
+            rows = waiting[first : first + _BATCH]
+            x, y = split.batch(torch.from_numpy(rows).to(split.y.device))
+            known[name][rows] = prove(name, x, y).cpu().numpy()
+            records = replace(records, certified={**records.certified, **known})
+            save(records)
+            done = sum(int((found != UNDECIDED).sum()) for found in known.values())
+            yield done / total, records
     yield 1.0, replace(records, certified={**records.certified, **known})
 
 
@@ -131,14 +142,14 @@ def _by_lines(model: nn.Module, low: Tensor, high: Tensor, rule: Tensor) -> Tens
 
 
 @torch.no_grad()
-def _proven_in_boxes(model: nn.Module, x: Tensor, y: Tensor, unseen: Unseen) -> Tensor:
+def _proven_in_boxes(
+    model: nn.Module, x: Tensor, y: Tensor, unseen: Unseen, prove: Prover
+) -> Tensor:
     """Which examples are proved right in all of their boxes, (N,)."""
     logits = model(x)
-    prove, _ = box_prover(model, Split(x, y, 1.0))
     left = (logits.argmax(1) == y).nonzero()[:, 0]
-    boxes = iter(unseen.boxes(x))
     rule = margins_of(y, logits.shape[1])
-    for low, high in boxes:
+    for low, high in unseen.boxes(x):
         if not len(left):
             break
         left = left[prove(model, low[left], high[left], rule[left])]

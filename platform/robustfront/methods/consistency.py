@@ -28,11 +28,6 @@ class Consistency(Noisy):
     weight: NonNegativeFloat = 10.0
     entropy_weight: NonNegativeFloat = 0.5
 
-    @property
-    def forward_equivalents(self) -> float:
-        """One forward and one full backward for each copy."""
-        return 3 * self.copies
-
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """`noisy_ce`, `divergence` and `entropy`, the last two before their weights."""
         logits = logits_of(model, x, self.noises(x, ctx))

@@ -33,11 +33,6 @@ class MACER(Noisy):
     gamma: PositiveFloat = 8.0
     beta: PositiveFloat = 16.0
 
-    @property
-    def forward_equivalents(self) -> float:
-        """One forward and one full backward for each copy."""
-        return 3 * self.copies
-
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """`smoothed_ce` and `radius`, the hinge before its weight."""
         logits = logits_of(model, x, self.noises(x, ctx))

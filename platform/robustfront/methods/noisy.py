@@ -22,6 +22,11 @@ class Noisy(Method):
 
     copies: PositiveInt = 2
 
+    @property
+    def forward_equivalents(self) -> float:
+        """One forward and one full backward for each copy."""
+        return 3 * self.copies
+
     def noises(self, x: Tensor, ctx: StepContext) -> list[Tensor]:
         """As many as there are copies, (N, C, H, W) each, independent of each other."""
         sources = [ctx.rng.child("noise", number) for number in range(self.copies)]

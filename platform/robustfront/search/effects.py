@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from robustfront.ablation import model_matrix
+
 Array = npt.NDArray[np.float64]
 Levels = Mapping[str, str]
 
@@ -69,15 +71,9 @@ class Effects:
             for levels in itertools.product(*self.names.values())
         ]
         self._grid = grid
-        parts = _terms(self.names)
-        self.with_interactions = self._tells(parts)
-        if not self.with_interactions:
-            parts = [part for part in parts if len(part) < 2]
-        self.known = self._tells(parts)
-        here, there = (
-            np.concatenate([_columns(self.names, part, cells) for part in parts], axis=1)
-            for cells in (self.cells, grid)
-        )
+        self.with_interactions = self._tells(_terms(self.names))
+        self.known = self._tells(self._parts)
+        here, there = (model_matrix(self.names, self._parts, cells) for cells in (self.cells, grid))
         # From the means of the cells to the fitted errors of the whole grid.
         self._fit = there @ np.linalg.pinv(here) if len(self.cells) else np.zeros((len(grid), 0))
 
@@ -85,7 +81,7 @@ class Effects:
         """Whether the cells can tell the effects of some terms apart."""
         if not self.cells:
             return False
-        matrix = np.concatenate([_columns(self.names, part, self.cells) for part in parts], axis=1)
+        matrix = model_matrix(self.names, parts, self.cells)
         return bool(np.linalg.matrix_rank(matrix) == matrix.shape[1])
 
     # -- tables
@@ -257,17 +253,6 @@ def _terms(names: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
     """The mean, the factors, and the pairs of them."""
     pairs = itertools.combinations(names, 2)
     return [(), *((name,) for name in names), *pairs]
-
-
-def _columns(
-    names: Mapping[str, Sequence[str]], part: tuple[str, ...], cells: Sequence[Levels]
-) -> Array:
-    """The columns of a term, each cell's levels other than the first, (cells, ...)."""
-    columns = [
-        [float(_within(cell, dict(zip(part, levels, strict=True)))) for cell in cells]
-        for levels in itertools.product(*(names[name][1:] for name in part))
-    ]
-    return np.array(columns).T
 
 
 def _within(cell: Levels, levels: Levels) -> bool:

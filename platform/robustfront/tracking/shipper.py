@@ -164,12 +164,13 @@ class Shipper:
             self._front_due = True
 
     def _ship_front(self, runs: _Runs, event: Event) -> None:
-        front = members(self._state.trials.values(), self.job)
-        if self.job.ablation is None:
-            runs.mark_pareto({trial.id for trial in front}, self._state.trials.values())
         counts = {f"trials/{status}": float(self._state.count(status)) for status in STATUSES}
         runs.sweep_metrics(counts, event, event.seq)
-        if event.kind == "finished" and self.job.ablation is None:
+        if self.job.ablation is not None:
+            return  # its cells are on no common front
+        front = members(self._state.trials.values(), self.job)
+        runs.mark_pareto({trial.id for trial in front}, self._state.trials.values())
+        if event.kind == "finished":
             volume = sweep_hypervolume(front, self.job)
             runs.sweep_metrics({"hypervolume": volume}, event, self._state.count("finished"))
 
