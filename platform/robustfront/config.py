@@ -274,6 +274,20 @@ class TrialConfig(Component):
                 raise ValueError(f"workers: got {value.workers}, {method.type} has one worker only")
         return value
 
+    @field_validator("smoothing")
+    @classmethod
+    def _noise_that_shows_gradients(cls, value: Smoothing, info: ValidationInfo) -> Smoothing:
+        """Cells hide from a search what a change of the input does."""
+        method = info.data.get("method")
+        if method is None or value.noise != "splitting":
+            return value
+        if "inner" in type(method).model_fields:
+            raise ValueError(
+                f"noise: got 'splitting', {method.type} searches for adversarial examples, which "
+                "see no gradient through it (allowed: gaussian, uniform)"
+            )
+        return value
+
     @field_validator("threat")
     @classmethod
     def _different_threats(cls, threats: tuple[Threat, ...]) -> tuple[Threat, ...]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mpmath
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +21,8 @@ from robustfront.data import Split
 from robustfront.errors import ConfigError, SoundnessError
 from robustfront.evaluation.certify import certified
 from robustfront.evaluation.records import ABSTAINED, Records
-from robustfront.evaluation.smoothing import Draws, audit, certificates, predict
+from robustfront.evaluation.smoothing import Draws, audit, certificates, predict, recertify
+from robustfront.randomness import _lower_tail, cell_middles, whole_normal, whole_normal_error
 from robustfront.threats import Threat
 from robustfront.tracking import waterfall
 from robustfront.training.trial import (
@@ -138,7 +140,8 @@ def test_radii_of_a_half_space_are_the_distances() -> None:
     # Never less than what the sampling interval leaves, by a normal approximation, where it says
     # something and is not at its end.
     counts = found.draws["smoothing"]
-    inside = (exact < 0.4) & (exact > 0.12) & (counts[:, 0] < n)
+    assert (counts.sum(2) == [100, n]).all()
+    inside = (exact < 0.4) & (exact > 0.12) & (counts[:, 1].max(1) < n)
     assert inside.sum() > 50
     p = special.ndtr(exact / sigma)
     low = sigma * special.ndtri(np.clip(p - 6 * np.sqrt(p * (1 - p) / n) - 2 / n, 0.5, 1))
@@ -156,13 +159,13 @@ def test_the_draws_depend_neither_on_batches_nor_on_other_examples() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
     x = torch.rand(6, 1, 4, 4)
     sigma = np.full(6, 0.5)
-    whole = Draws(model, x, sigma, np.arange(6), 1000)
+    whole = Draws(model, x, sigma, np.arange(6), Smoothing())
     everyone = np.arange(6)
     expected = whole.counts("estimate", everyone, 0, 450)
     assert (expected.sum(1) == 450).all()
-    small = Draws(model, x, sigma, np.arange(6), 100)
+    small = Draws(model, x, sigma, np.arange(6), Smoothing(batch=100))
     assert (small.counts("estimate", everyone, 0, 450) == expected).all()
-    part = Draws(model, x[2:4], sigma[:2], np.array([2, 3]), 1000)
+    part = Draws(model, x[2:4], sigma[:2], np.array([2, 3]), Smoothing())
     assert (part.counts("estimate", np.arange(2), 0, 450) == expected[2:4]).all()
     rest = whole.counts("estimate", everyone, 0, 130) + whole.counts("estimate", everyone, 130, 450)
     assert (rest == expected).all()
@@ -175,7 +178,7 @@ def test_prediction_abstains_where_two_classes_are_alike() -> None:
     x = torch.full((3, 1, 4, 4), 0.5)
     x[1] += 0.3
     x[2] -= 0.3
-    assert predict(model, x, 0.25, 1000, 0.001).tolist() == [ABSTAINED, 1, 0]
+    assert predict(model, x, np.full(3, 0.25), Smoothing(n=1000)).tolist() == [ABSTAINED, 1, 0]
 
 
 def test_other_norms_are_held_by_the_l2_ball_and_what_is_out_of_reach_is_said() -> None:
@@ -201,6 +204,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "draws": (
         {"threat": {"norm": "l2", "eps": 1}},
         r"certify.n: l2_1: 500 draws with sigma 0.25 .* an l2 radius of 0.55\d* at most",
+    ),
+    "grid": (
+        {"certify": {"grid": 255, "noise": "uniform"}},
+        "grid: got 255, allowed with gaussian",
+    ),
+    "cells": (
+        {"smoothing": {"sigma": 0.25, "noise": "splitting"}, "method": {"type": "trades"}},
+        "trades searches for adversarial examples",
     ),
     "segment": ({"threat": {"norm": "segment", "eps": 0.1}}, "smoothing has no segment"),
 }
@@ -254,7 +265,7 @@ def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
     assert asked[:150] == list(range(100, 250)) and 250 not in asked
     errors = certified_errors(config, tmp_path)
     found = Records.load(records_of_certificates(tmp_path))
-    assert found.draws["smoothing"][:, 1].tolist() == [500] * 250
+    assert (found.draws["smoothing"].sum(2) == [100, 500]).all()
     waterfall.write(found, tmp_path, "a trial")
     table = pd.read_csv(tmp_path / "waterfall-l2-smoothing.csv")
     assert table["certified_error"].is_monotonic_increasing
@@ -314,7 +325,7 @@ def test_certificates_of_another_classifier_are_not_mixed_up_with_attacks_on_the
         "attacked": {"l2_0.5/pgd20": np.array([1, 0])},
         "certified": {"l2_0.5/smoothing": np.array([1, 1], np.int8)},
         "radii": {"l2/smoothing": np.array([0.6, 0.7])},
-        "draws": {"smoothing": np.zeros((2, 2), np.int64)},
+        "draws": {"smoothing": np.zeros((2, 2, 2), np.int64)},
     }
     fine = Records(label, wrong_plainly, smoothed={"smoothing": label}, **given)
     assert fine.errors("val")["certified_error"] == 0
@@ -371,7 +382,121 @@ def test_a_trial_with_uniform_noise_is_certified_for_l1(tmp_path: Path) -> None:
     assert metrics["smoothed_error"] <= metrics["certified_error"] < 1
     assert metrics["val/average_certified_radius/l1/uniform_smoothing"] > 0
     x = torch.rand(2, 1, 8, 8)
-    draws = Draws(nn.Flatten(), x, np.full(2, 0.25), np.arange(2), 100, "uniform")
+    uniform = Smoothing(noise="uniform")
+    draws = Draws(nn.Flatten(), x, np.full(2, 0.25), np.arange(2), uniform)
     noise = draws._noisy("estimate", 0, 0) - x[0]
     assert noise.abs().max() <= 3**0.5 * 0.25 + 1e-6
     assert noise.std() == pytest.approx(0.25, abs=0.01)
+
+
+def test_splitting_noise_certifies_l1_and_shows_the_middles_of_cells(tmp_path: Path) -> None:
+    """An input moved by delta is cut from the other with probability |delta| / (2 L) at most."""
+    config = _config(
+        {"noise": "splitting"},
+        smoothing={"sigma": 0.25, "noise": "splitting"},
+        threat={"norm": "l1", "eps": "1/5"},
+    )
+    *_, (_, metrics) = run_trial(config, tmp_path)
+    assert metrics["smoothed_error"] <= metrics["certified_error"] < 0.9
+    assert metrics["val/average_certified_radius/l1/splitting_smoothing"] > 0
+    certifier = Smoothing(noise="splitting")
+    p, sigma = np.array([0.6, 0.9]), np.full(2, 0.25)
+    width = 2 * 3**0.5 * 0.25
+    np.testing.assert_allclose(certifier.radii(p, sigma, 64, "l1"), width * (p - 0.5), rtol=1e-9)
+    x = torch.rand(1, 1, 100, 100, generator=torch.Generator().manual_seed(0))
+    moved = (x + 0.05).clamp(max=1)
+    place = torch.rand(400, 1, 100, 100, generator=torch.Generator().manual_seed(1))
+    there, here = cell_middles(moved, place, 0.25), cell_middles(x, place, 0.25)
+    cut = (there != here).float().mean(0)[moved[0] < 1]
+    assert cut.mean() == pytest.approx(0.05 / width, rel=0.02)
+    # The middle says nothing but the cell: all inputs of one cell look alike.
+    low = place * width + width * torch.floor((x - place * width) / width)
+    inside = torch.minimum(low + 0.999 * width, torch.ones(1))
+    assert (cell_middles(inside, place, 0.25) == here).float().mean() > 0.9999
+    draws = Draws(nn.Flatten(), x[:, :, :8, :8], np.full(1, 0.25), np.arange(1), certifier)
+    noisy = draws._noisy("estimate", 0, 0)
+    assert ((noisy >= 0) & (noisy <= 1)).all()
+    assert (noisy - x[0, :, :8, :8]).abs().max() <= width / 2 + 1e-6
+
+
+def test_noise_on_a_grid_is_whole_and_as_likely_as_rounded_normal_noise() -> None:
+    source = torch.Generator().manual_seed(0)
+    deviation = 0.02 * 255
+    drawn = whole_normal((200_000,), deviation, source).numpy()
+    values = np.arange(-14, 15)
+    seen = np.array([(drawn == value).sum() for value in values])
+    edges = (np.append(values, 15) - 0.5) / deviation
+    share = np.diff(stats.norm.cdf(edges))
+    rest = len(drawn) - seen.sum(), 1 - share.sum()
+    found = stats.chisquare([*seen, rest[0]], len(drawn) * np.array([*share, rest[1]]))
+    assert found.pvalue > 1e-3
+    # What the thresholds may be wrong by covers what double precision does, by 40 digits.
+    mpmath.mp.dps = 40
+    for wide in (0.3, 5.1, 255.0):
+        lower = _lower_tail(wide)
+        for j in {0, 1, len(lower) // 2, len(lower) - 1}:
+            exact = mpmath.ncdf(-(mpmath.mpf(j) + 0.5) / wide)
+            assert abs(mpmath.mpf(float(lower[j])) - exact) < 1e-13 * exact
+    assert whole_normal_error(255.0) * 3072 < 1e-6
+
+
+def test_certificates_on_the_grid_are_those_of_the_plain_noise_but_for_chance() -> None:
+    model = HalfSpace(16)
+    x = (torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    distance = ((x.flatten(1) - 0.5) @ model.w).numpy()
+    y = torch.from_numpy((distance > 0).astype(np.int64))
+    split, records = Split(x, y, 1.0), Records(y.numpy(), y.numpy())
+    threat = Threat(norm="l2", eps="1/10")
+    certifier = Smoothing(sigma=0.25, n=2000, alpha=0.01, grid=255)
+    assert certifier.name == "grid_smoothing"
+    found = certified(model, split, [threat], certifier, records)
+    plain = certified(model, split, [threat], Smoothing(sigma=0.25, n=2000, alpha=0.01), records)
+    near = np.abs(distance) < 0.4
+    apart = found.radii["l2/grid_smoothing"] - plain.radii["l2/smoothing"]
+    assert np.abs(apart[near]).mean() < 0.02
+    draws = Draws(nn.Flatten(), x, np.full(100, 0.25), np.arange(100), certifier)
+    noisy = draws._noisy("estimate", 0, 0) * 255
+    assert (noisy - noisy.round()).abs().max() < 1e-3
+    assert (noisy / 255 - x[0]).std() == pytest.approx(0.25, abs=0.02)
+    assert audit(model, split, certifier, found) == 0
+    with pytest.raises(ConfigError, match="no multiples of 1/255"):
+        rf.certify(model, 0.99 * x, y, "l2:0.1", certifier)
+
+
+def test_a_model_in_bfloat16_is_another_model() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 10)), torch.rand(4, 1, 4, 4)
+    at = x, np.full(4, 0.5), np.arange(4)
+    full, low = (
+        Draws(model, *at, Smoothing(precision=p)).counts("estimate", at[2], 0, 2000)
+        for p in ("float32", "bfloat16")
+    )
+    assert (full != low).any()
+    assert np.abs(full - low).max() < 60
+
+
+def test_another_alpha_fewer_draws_or_another_radius_need_no_new_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.rand(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    model = HalfSpace(16)
+    y = model(x).argmax(1)
+    whole = Smoothing(sigma=0.25, n=2000)
+    records = rf.certify(model, x, y, "l2:1/20", whole)
+    stricter = whole.model_copy(update={"alpha": 0.001 / 300})
+    anew = rf.certify(model, x, y, "l2:1/10", stricter)
+    fewer = rf.certify(model, x, y, "l2:1/10", whole.model_copy(update={"n": 500}))
+    monkeypatch.setattr(Draws, "counts", None)
+    again = recertify(records, x, "l2:1/10", stricter)
+    assert again.smoothed["smoothing"].tolist() == anew.smoothed["smoothing"].tolist()
+    np.testing.assert_array_equal(again.radii["l2/smoothing"], anew.radii["l2/smoothing"])
+    assert {*again.certified} == {"l2_0.1/smoothing"}
+    assert (again.certified["l2_0.1/smoothing"] == anew.certified["l2_0.1/smoothing"]).all()
+    some = recertify(records, x, "l2:1/10", whole.model_copy(update={"n": 500}))
+    assert some.radii["l2/smoothing"].max() == fewer.radii["l2/smoothing"].max()
+    means = [found.radii["l2/smoothing"].mean() for found in (some, fewer, again, records)]
+    assert means[0] == pytest.approx(means[1], rel=0.03) and means[0] < means[3]
+    with pytest.raises(ConfigError, match="got 3000, 2000 draws of each example are there"):
+        recertify(records, x, "l2:1/10", whole.model_copy(update={"n": 3000}))
+    with pytest.raises(ConfigError, match="uniform_smoothing"):
+        recertify(records, x, "l1:1/10", Smoothing(noise="uniform"))

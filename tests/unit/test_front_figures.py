@@ -380,6 +380,42 @@ def test_how_far_examples_carry_over_is_a_table_and_a_map(tmp_path: Path) -> Non
     assert len((tmp_path / "transfer.csv").read_text().splitlines()) == 5
 
 
+def test_radii_have_a_front_of_their_own_where_more_is_better(tmp_path: Path) -> None:
+    trials = make_trials(12).assign(smoothed_error=lambda t: t["standard_error"])
+    radius = "val/average_certified_radius/l2/smoothing"
+    trials[radius] = np.random.default_rng(0).uniform(0.2, 0.8, 12).round(3)
+    front = make_front(trials)
+    own = front.of_radii
+    assert own is not None and own.y == radius and own.reference == [1.0, 0.0]
+    finished = trials[trials["state"] == "finished"]
+    best = {
+        row["trial"]
+        for _, row in finished.iterrows()
+        if not (
+            (finished["standard_error"] <= row["standard_error"])
+            & (finished[radius] >= row[radius])
+            & (
+                (finished["standard_error"] < row["standard_error"])
+                | (finished[radius] > row[radius])
+            )
+        ).any()
+    }
+    assert {*own.members["trial"]} == best and 0 < len(best) < len(finished)
+    corners = own.members[["standard_error", radius]].to_numpy()
+    left = [*corners[:, 0], 1.0]
+    volume = sum(r * (left[i + 1] - left[i]) for i, r in enumerate(corners[:, 1]))
+    assert own.hypervolume == pytest.approx(volume)
+    # The staircase rises, and ends below the picture on the left.
+    outline = View(own).outline
+    assert (np.diff(outline[:, 1]) >= 0).all() and outline[0, 1] < View(own).y.low
+    assert View(own).attained(1.0)[0, 1] < View(own).y.low
+    assert View(own).y.label == "Average certified radius, l2, smoothing, val"
+    front.write(tmp_path)
+    assert (tmp_path / "radius.png").read_bytes().startswith(PNG)
+    assert len(pd.read_csv(tmp_path / "radius.csv")) == len(own.table)
+    assert make_front(make_trials(12)).of_radii is None
+
+
 def test_three_objectives_are_drawn_from_three_sides_and_in_space(tmp_path: Path) -> None:
     trials = make_trials(12)
     trials["certified_error"] = trials["robust_error"] + 0.1

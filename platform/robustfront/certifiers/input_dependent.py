@@ -396,8 +396,8 @@ class InputDependent(Smoothing):
 
     @property
     def name(self) -> str:
-        """`input_dependent`."""
-        return "input_dependent"
+        """`input_dependent`, or `grid_input_dependent`."""
+        return "grid_input_dependent" if self.grid else "input_dependent"
 
     def deviations(self, x: Tensor, anchors: Tensor | None) -> Array:
         """sigma(x), (N,)."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from scipy import special
 from torch import Tensor, nn
 
 from robustfront.certifiers.base import CERTIFIERS, Certifier, Lower
 from robustfront.errors import ConfigError
-from robustfront.randomness import Noise
+from robustfront.randomness import Noise, whole_normal_error
 from robustfront.threats import BALLS, Norm, Threat
 
 Array = npt.NDArray[np.float64]
@@ -41,10 +41,21 @@ class Smoothing(Certifier):
     `noise: gaussian` certifies the l2 radius sigma Phi^-1(p); linf and l1 balls by the l2 ball
     around them. `noise: uniform` on [-L, L], L = sqrt(3) sigma, certifies the l1 radius
     2 L (p - 1/2), and little of linf and l2: 2 L (1 - (3/2 - p)^(1/d)), times sqrt(d) for l2.
+    `noise: splitting` certifies as much: each pixel becomes the middle of its cell, [0, 1] being
+    cut every 2 L at a random place; the classifier then sees few values only.
 
-    Source: arXiv:1902.02918, theorem 1, PREDICT and CERTIFY; uniform noise arXiv:2002.08118; looks:
-    the union bound over stages, as in arXiv:2110.14524, section 4.
-    Deviates: radii are rounded down; noise in fp32 is not exactly translated by x.
+    Noise in fp32 is not exactly translated by x, which a malicious model could use. `grid: 255`
+    rounds Gaussian noise to multiples of 1/255, as the images are, in whole numbers: certificates
+    then hold exactly, for all changes on the grid. Probabilities are lowered by what rounding of
+    the thresholds may be wrong by.
+
+    `precision: bfloat16` runs the model so; the certificates are about that model.
+
+    Source: arXiv:1902.02918, theorem 1, PREDICT and CERTIFY; uniform noise arXiv:2002.08118,
+    splitting arXiv:2103.10834; looks: the union bound over stages, as in arXiv:2110.14524, section
+    4; the grid: arXiv:2207.07209.
+    Deviates: radii are rounded down; noise in fp32 unless there is a grid, whose noise is not
+    clipped.
 
     Args:
         sigma: None: that of training.
@@ -62,6 +73,14 @@ class Smoothing(Certifier):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     looks: tuple[PositiveInt, ...] = ()
     batch: PositiveInt = 1000
+    grid: PositiveInt | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _whole_normal(self) -> Self:
+        if self.grid is not None and self.noise != "gaussian":
+            raise ValueError(f"grid: got {self.grid}, allowed with gaussian noise only")
+        return self
 
     @field_validator("looks")
     @classmethod
@@ -72,8 +91,10 @@ class Smoothing(Certifier):
 
     @property
     def name(self) -> str:
-        """`smoothing`, or `uniform_smoothing`."""
-        return "smoothing" if self.noise == "gaussian" else "uniform_smoothing"
+        """`smoothing`, `grid_smoothing`, `uniform_smoothing` or `splitting_smoothing`."""
+        if self.noise == "gaussian":
+            return "grid_smoothing" if self.grid else "smoothing"
+        return f"{self.noise}_smoothing"
 
     @property
     def norm(self) -> Norm:
@@ -103,7 +124,7 @@ class Smoothing(Certifier):
     def radii(self, p_lower: Array, sigma: Array, dimension: int, norm: Norm = "l2") -> Array:
         """The certified radii (N,) in a norm of lower bounds of probabilities; 0 up to 1/2."""
         p = np.maximum(p_lower, 0.5)
-        if self.noise == "uniform":
+        if self.noise != "gaussian":
             half = math.sqrt(3) * sigma
             if norm == "l1":
                 found = 2 * half * (p - 0.5)
@@ -122,7 +143,15 @@ class Smoothing(Certifier):
         """The largest radius that so many draws can certify: all of them agree."""
         share = self.alpha / len(self.all_looks())
         p = lower_bounds(np.array([self.n]), np.array([self.n]), share)
+        p -= self.slack(np.array([sigma]), dimension)
         return float(self.radii(p, np.array([sigma]), dimension, norm)[0])
+
+    def slack(self, sigma: Array, dimension: int) -> Array:
+        """How far the probability of a class (N,) may be from that under exact noise."""
+        if self.grid is None:
+            return np.zeros(len(sigma))
+        each = [whole_normal_error(float(s) * self.grid) for s in sigma]
+        return dimension * np.array(each)
 
 
 def lower_bounds(successes: Counts, draws: Counts, alpha: float) -> Array:

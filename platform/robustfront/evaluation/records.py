@@ -35,7 +35,8 @@ class Records:
             ABSTAINED where it has none, UNDECIDED where nobody has tried. Certificates of that name
             are about it.
         radii: certified radii of these by `<norm>/<certifier>`, (N,) float64 each.
-        draws: what these follow from: how often the class came, and of how many, (N, 2) int64 each.
+        draws: what these follow from: how often each class came among the draws that chose one,
+            and among those that bound its probability, (N, 2, K) int64 each.
 
     Raises:
         SoundnessError: something is proved that an attack, or the plain prediction, contradicts.

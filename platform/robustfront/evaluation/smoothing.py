@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,10 @@ from robustfront.certifiers.smoothing import (
     upper_bounds,
 )
 from robustfront.data import Split
-from robustfront.errors import ConfigError, SoundnessError
+from robustfront.errors import ConfigError, SoundnessError, nearest
 from robustfront.evaluation.records import ABSTAINED, UNDECIDED, Records
 from robustfront.methods.noisy import Averaged
-from robustfront.randomness import Noise, generator
+from robustfront.randomness import cell_middles, generator, seed_of, whole_normal
 from robustfront.threats import Threat
 
 Counts = npt.NDArray[np.int64]
@@ -54,9 +55,10 @@ def smoothing(
         ConfigError: a threat that so few draws cannot certify; no noise to certify with.
     """
     names = {f"{threat.name}/{certifier.name}": threat for threat in threats}
-    state = _State.of(records, [*names], certifier)
-    waiting = np.flatnonzero(state.predictions == UNDECIDED)
     with eval_mode(model), torch.no_grad():
+        classes = int(model(split.batch(slice(0, 1))[0]).shape[1])
+        state = _State.of(records, [*names], certifier, classes)
+        waiting = np.flatnonzero(state.predictions == UNDECIDED)
         for first in range(0, len(waiting), _EXAMPLES):
             rows = waiting[first : first + _EXAMPLES]
             x, y = split.batch(torch.from_numpy(rows).to(split.y.device))
@@ -64,11 +66,10 @@ def smoothing(
             dimension = x[0].numel()
             if problems := out_of_reach(certifier, float(sigma.max()), threats, dimension):
                 raise ConfigError("certify.n", problems)
-            law, positions = certifier.noise, split.start + rows
-            draws = Draws(model, x, sigma, positions, certifier.batch, law)
+            draws = Draws(model, x, sigma, split.start + rows, certifier)
             found = certificates(draws, certifier, y.cpu().numpy(), threats, dimension)
             state.predictions[rows], state.radii[rows] = found.predictions, found.radii
-            state.counts[rows] = np.stack([found.successes, found.draws], axis=1)
+            state.counts[rows] = found.draws
             right = found.predictions == y.cpu().numpy()
             for (name, _), holds in zip(names.items(), found.holds, strict=True):
                 state.certified[name][rows] = right & holds
@@ -88,13 +89,15 @@ class _State:
     certified: Mapping[str, npt.NDArray[np.int8]]
 
     @classmethod
-    def of(cls, records: Records, names: Sequence[str], certifier: Smoothing) -> _State:
+    def of(
+        cls, records: Records, names: Sequence[str], certifier: Smoothing, classes: int
+    ) -> _State:
         n, verifier = len(records), certifier.name
         begun = records.smoothed.get(verifier, np.full(n, UNDECIDED, np.int64)).copy()
         return cls(
             begun,
             records.radii.get(f"{certifier.norm}/{verifier}", np.zeros(n)).copy(),
-            records.draws.get(verifier, np.zeros((n, 2), np.int64)).copy(),
+            records.draws.get(verifier, np.zeros((n, 2, classes), np.int64)).copy(),
             {
                 name: records.certified.get(name, np.full(n, UNDECIDED, np.int8)).copy()
                 for name in names
@@ -119,7 +122,9 @@ class Draws:
         x: (N, C, H, W).
         sigma: (N,).
         positions: of the examples in the whole set, (N,).
-        batch: noisy images at once.
+
+    Raises:
+        ConfigError: there is a grid, and an image is not on it.
     """
 
     def __init__(
@@ -128,13 +133,14 @@ class Draws:
         x: Tensor,
         sigma: Floats,
         positions: Counts,
-        batch: int,
-        law: Noise = "gaussian",
+        certifier: Smoothing,
     ) -> None:
         self.model, self.x, self.sigma, self.positions = model, x, sigma, positions
-        self.law = law
+        self.certifier = certifier
         self.classes = int(model(x[:1]).shape[1])
-        self._at_once = max(batch // _CHUNK, 1)
+        self._at_once = max(certifier.batch // _CHUNK, 1)
+        if certifier.grid is not None:
+            _require_on_grid(x, certifier.grid)
 
     def counts(self, purpose: str, rows: Counts, first: int, end: int) -> Counts:
         """How often each class comes in the draws from `first` to `end`, (rows, K)."""
@@ -149,20 +155,39 @@ class Draws:
             for slot, chunk, start, stop in tasks[at : at + self._at_once]:
                 parts.append(self._noisy(purpose, int(rows[slot]), chunk)[start:stop])
                 slots += [slot] * (stop - start)
-            said = self.model(parts[0] if len(parts) == 1 else torch.cat(parts)).argmax(1)
+            said = self._classify(parts[0] if len(parts) == 1 else torch.cat(parts))
             places = torch.tensor(slots, device=said.device) * self.classes + said
             found += torch.bincount(places, minlength=len(found))
         counts: Counts = found.view(len(rows), self.classes).cpu().numpy()
         return counts
 
+    def _classify(self, x: Tensor) -> Tensor:
+        low = self.certifier.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+            logits: Tensor = self.model(x)
+        return logits.argmax(1)
+
     def _noisy(self, purpose: str, row: int, chunk: int) -> Tensor:
         """A fixed number of noisy copies of an example."""
-        x = self.x[row]
+        x, sigma = self.x[row], float(self.sigma[row])
+        law, grid = self.certifier.noise, self.certifier.grid
         source = generator(x.device, "smoothing", purpose, int(self.positions[row]), chunk)
-        noise, sigma = torch.empty((_CHUNK, *x.shape), device=x.device), float(self.sigma[row])
-        if self.law == "uniform":
+        if grid is not None:
+            whole = whole_normal((_CHUNK, *x.shape), sigma * grid, source)
+            return ((x * grid).round().long() + whole) / grid
+        noise = torch.empty((_CHUNK, *x.shape), device=x.device)
+        if law == "splitting":
+            return cell_middles(x, noise.uniform_(generator=source), sigma)
+        if law == "uniform":
             return x + noise.uniform_(-1, 1, generator=source) * (3**0.5 * sigma)
         return torch.add(x, noise.normal_(generator=source), alpha=sigma)
+
+
+def _require_on_grid(x: Tensor, grid: int) -> None:
+    off = (x * grid - (x * grid).round()).abs().max() if len(x) else torch.zeros(())
+    if off > 1e-3:
+        problem = f"got {grid}, pixels that are no multiples of 1/{grid} are among the images"
+        raise ConfigError("certify.grid", [problem])
 
 
 @dataclass(frozen=True)
@@ -173,13 +198,12 @@ class Found:
         predictions: of the smoothed classifier, ABSTAINED where it has none.
         radii: certified, 0 where it abstains.
         holds: whether the class holds within each threat.
-        successes, draws: how often the chosen class came, of how many.
+        draws: how often each class came, as in the records, (N, 2, K).
     """
 
     predictions: Counts
     radii: Floats
     holds: Sequence[Flags]
-    successes: Counts
     draws: Counts
 
 
@@ -192,53 +216,119 @@ def certificates(
     first: whatever more draws say, it is an error.
     """
 
-    def hold(p: Floats, rows: Counts, threat: Threat) -> Flags:
-        radii = certifier.radii(p, draws.sigma[rows], dimension, threat.norm)
-        return np.asarray(radii >= float(threat.eps))
-
-    everyone = np.arange(len(y))
-    chosen = draws.counts(_SELECT, everyone, 0, certifier.n0).argmax(1)
+    everyone, slack = np.arange(len(y)), certifier.slack(draws.sigma, dimension)
+    selection = draws.counts(_SELECT, everyone, 0, certifier.n0)
+    chosen, counts = selection.argmax(1), np.zeros_like(selection)
     looks = certifier.all_looks()
     alpha = certifier.alpha / len(looks)
-    successes, total = np.zeros(len(y), np.int64), np.zeros(len(y), np.int64)
     p_lower, left, before = np.zeros(len(y)), everyone, 0
     for look in looks:
-        counts = draws.counts(_ESTIMATE, left, before, look)
-        successes[left] += counts[np.arange(len(left)), chosen[left]]
-        total[left], before = look, look
+        counts[left] += draws.counts(_ESTIMATE, left, before, look)
+        successes, total = counts[left, chosen[left]], np.full(len(left), look)
+        before = look
         # Every look is right with its share of alpha, so the best of them is with all of it.
-        bound = lower_bounds(successes[left], total[left], alpha)
+        bound = lower_bounds(successes, total, alpha) - slack[left]
         p_lower[left] = np.maximum(p_lower[left], bound)
-        most = upper_bounds(successes[left], total[left], alpha)
+        most = np.minimum(upper_bounds(successes, total, alpha) + slack[left], 1)
         decided = (p_lower[left] > 0.5) | (most < 0.5)
         for threat in threats:
-            decided &= hold(p_lower[left], left, threat) | ~hold(most, left, threat)
+            hold = partial(_hold, certifier, draws.sigma[left], dimension, threat)
+            decided &= hold(p_lower[left]) | ~hold(most)
         left = left[~decided & (chosen[left] == y[left])]
         if not len(left):
             break
-    radii = certifier.radii(p_lower, draws.sigma, dimension, certifier.norm)
-    predictions = np.where(p_lower > 0.5, chosen, ABSTAINED)
-    holds = [(p_lower > 0.5) & hold(p_lower, everyone, threat) for threat in threats]
-    return Found(predictions, np.where(p_lower > 0.5, radii, 0.0), holds, successes, total)
+    predictions, radii, holds = _said(certifier, draws.sigma, dimension, threats, chosen, p_lower)
+    return Found(predictions, radii, holds, np.stack([selection, counts], axis=1))
+
+
+def _hold(
+    certifier: Smoothing, sigma: Floats, dimension: int, threat: Threat, p_lower: Floats
+) -> Flags:
+    radii = certifier.radii(p_lower, sigma, dimension, threat.norm)
+    return np.asarray(radii >= float(threat.eps))
+
+
+def _said(
+    certifier: Smoothing,
+    sigma: Floats,
+    dimension: int,
+    threats: Sequence[Threat],
+    chosen: Counts,
+    p_lower: Floats,
+) -> tuple[Counts, Floats, list[Flags]]:
+    """Predictions, radii, and whether each threat holds, from the bound of the chosen class."""
+    sure = p_lower > 0.5
+    radii = certifier.radii(p_lower, sigma, dimension, certifier.norm)
+    holds = [sure & _hold(certifier, sigma, dimension, threat, p_lower) for threat in threats]
+    return np.where(sure, chosen, ABSTAINED), np.where(sure, radii, 0.0), holds
+
+
+def recertify(
+    records: Records, x: Tensor, threat: str, certifier: Smoothing, anchors: Tensor | None = None
+) -> Records:
+    """Certificates by draws that are recorded: another alpha, fewer draws, another radius.
+
+    Of n recorded draws, `certifier.n` are drawn without putting back, which is as good as fresh
+    ones. With alpha / m in place of alpha all m certificates hold at once, with 1 - alpha.
+
+    Args:
+        records: with draws of this certifier, sigma and noise as they were.
+        x: the images they are of, (N, C, H, W).
+        threat: such as `l2:1/2`.
+        anchors: training images, where the noise depends on them.
+
+    Returns:
+        The records with the certificates for this threat, predictions and radii; others that
+        follow from these draws are gone.
+
+    Raises:
+        ConfigError: no such draws, or fewer than asked for; looks, which cannot be made again.
+    """
+    ball, name = Threat.parse(threat), certifier.name
+    if name not in records.draws:
+        raise ConfigError("certifier", [f"got {name!r}{nearest(name, [*records.draws])}"])
+    selection, counts = records.draws[name][:, 0], records.draws[name][:, 1]
+    chosen, total = selection.argmax(1), counts.sum(1)
+    if certifier.looks or (total < certifier.n).any():
+        problem = f"got {certifier.n}, {total.min()} draws of each example are there, without looks"
+        raise ConfigError("certify.n", [problem])
+    own = counts[np.arange(len(counts)), chosen]
+    source = np.random.default_rng(seed_of("smoothing", "recertify", certifier.n))
+    successes = source.hypergeometric(own, total - own, certifier.n)
+    sigma, dimension = certifier.deviations(x, anchors), x[0].numel()
+    p_lower = lower_bounds(successes, np.full(len(own), certifier.n), certifier.alpha)
+    p_lower = p_lower - certifier.slack(sigma, dimension)
+    predictions, radii, (holds,) = _said(certifier, sigma, dimension, [ball], chosen, p_lower)
+    others = {k: v for k, v in records.certified.items() if k.partition("/")[2] != name}
+    proved = (holds & (predictions == records.label)).astype(np.int8)
+    return replace(
+        records,
+        certified={**others, f"{ball.name}/{name}": proved},
+        smoothed={**records.smoothed, name: predictions},
+        radii={**records.radii, f"{certifier.norm}/{name}": radii},
+    )
 
 
 def predict(
-    model: nn.Module, x: Tensor, sigma: float | Floats, n: int, alpha: float, key: int = 0
+    model: nn.Module, x: Tensor, sigma: Floats, certifier: Smoothing, key: int = 0
 ) -> Counts:
     """PREDICT: the smoothed class of each input, ABSTAINED where n draws leave it open, (N,).
 
     Guarantee: a class that is given is that of the ideal smoothed classifier with a probability of
     at least 1 - alpha.
 
+    Args:
+        sigma: (N,).
+        certifier: its noise, n and alpha.
+
     Source: arXiv:1902.02918, PREDICT: a two-sided binomial test of the two most frequent classes.
     """
     with eval_mode(model), torch.no_grad():
-        noise = np.broadcast_to(np.asarray(sigma, np.float64), len(x))
-        draws = Draws(model, x, noise, np.arange(len(x)), 1000)
-        counts = draws.counts(f"predict {key}", np.arange(len(x)), 0, n)
+        draws = Draws(model, x, sigma, np.arange(len(x)), certifier)
+        counts = draws.counts(f"predict {key}", np.arange(len(x)), 0, certifier.n)
     first, second = np.sort(counts, axis=1)[:, -1], np.sort(counts, axis=1)[:, -2]
     p = 2 * stats.binom.sf(first - 1, first + second, 0.5)
-    return np.asarray(np.where(p <= alpha, counts.argmax(1), ABSTAINED))
+    return np.asarray(np.where(p <= certifier.alpha, counts.argmax(1), ABSTAINED))
 
 
 def audit(
@@ -271,9 +361,15 @@ def audit(
     radius = torch.from_numpy(radii[rows]).to(x) * (1 - 1e-6)
     with eval_mode(model):
         moved = _moved(model, x, torch.from_numpy(predictions[rows]).to(x.device), radius, sigma)
+        if certifier.grid is not None:
+            # Towards x, so that it stays in the ball.
+            moved = ((x * certifier.grid).round() + ((moved - x) * certifier.grid).trunc()) / (
+                certifier.grid
+            )
         # The noise belongs to where the input is now.
         there = certifier.deviations(moved, anchors)
-        found = predict(model, moved, there, 1000, certifier.alpha, key=1)
+        few = certifier.model_copy(update={"n": 1000})
+        found = predict(model, moved, there, few, key=1)
     wrong = int(((found >= 0) & (found != predictions[rows])).sum())
     chance = stats.binom.sf(wrong - 1, len(rows), min(2 * certifier.alpha, 1))
     if chance < 1e-6:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -32,9 +32,14 @@ def is_error(metric: str) -> bool:
     return any(part.endswith("_error") for part in metric.split("/"))
 
 
+def is_radius(metric: str) -> bool:
+    """Whether more of a metric is better: `val/average_certified_radius/l2/smoothing`."""
+    return "average_certified_radius" in metric.split("/")
+
+
 @dataclass(frozen=True, eq=False)
 class Front:
-    """The trials of a sweep, seen in two metrics that are both minimised.
+    """The trials of a sweep, seen in two metrics; errors are minimised, radii maximised.
 
     Args:
         name: the sweep.
@@ -97,9 +102,18 @@ class Front:
 
     @cached_property
     def hypervolume(self) -> float:
-        """Volume between the front and the worst errors, all 1; 0 without a finished trial."""
-        ranked = self._ranked(self.members)
-        return hypervolume(ranked, [1.0] * ranked.shape[1])
+        """Volume between the front and `reference`; 0 without a finished trial."""
+        return hypervolume(self._ranked(self.members), self.reference)
+
+    @property
+    def ranked_by(self) -> list[str]:
+        """The metrics that decide who is on the front."""
+        return list(self.objectives or (self.x, self.y))
+
+    @property
+    def reference(self) -> list[float]:
+        """The worst of these: errors of 1, radii of 0."""
+        return [0.0 if is_radius(name) else 1.0 for name in self.ranked_by]
 
     @property
     def diverged_share(self) -> float:
@@ -116,8 +130,17 @@ class Front:
         return rows[[self.x, self.y]].to_numpy(dtype=float, na_value=np.nan)
 
     def _ranked(self, rows: pd.DataFrame) -> NDArray[np.float64]:
-        names = list(self.objectives or (self.x, self.y))
-        return rows[names].to_numpy(dtype=float, na_value=np.nan)
+        signs = [-1.0 if is_radius(name) else 1.0 for name in self.ranked_by]
+        return rows[self.ranked_by].to_numpy(dtype=float, na_value=np.nan) * signs
+
+    @cached_property
+    def of_radii(self) -> Front | None:
+        """The same across, the average certified radius upwards; None where nothing was smoothed.
+
+        Other trials may be on it.
+        """
+        known = [n for n in self.every.columns if n.startswith("val/average_certified_radius/")]
+        return replace(self, y=known[0], objectives=(), chances={}) if known else None
 
     @cached_property
     def audits(self) -> pd.DataFrame:
@@ -152,8 +175,8 @@ class Front:
         record = {
             "sweep": self.name,
             "measured": self.subtitle,
-            "objectives": list(self.objectives or (self.x, self.y)),
-            "reference": [1.0] * len(self.objectives or (self.x, self.y)),
+            "objectives": self.ranked_by,
+            "reference": self.reference,
             "hypervolume": self.hypervolume,
             "diverged_share": self.diverged_share,
             "front": plain_rows(self.members),
@@ -164,7 +187,8 @@ class Front:
     def write(self, folder: Path) -> None:
         """Writes `pareto.csv`, `.json`, `.png` and `.html`, each whole or not at all; `audit.csv`
         where a method's theory says something, `transfer.csv` and `.png` where it is known how far
-        adversarial examples carry over, `projections.png` where there are three objectives."""
+        adversarial examples carry over, `projections.png` where there are three objectives,
+        `radius.csv` and `.png` where there are certified radii."""
         from robustfront.tracking import front_html, front_png, projections_png, transfer_png
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +198,9 @@ class Front:
         write_bytes(folder / "pareto.html", front_html.render(self).encode())
         if len(self.objectives) == 3 and not self.members.empty:
             write_bytes(folder / "projections.png", projections_png.render(self))
+        if self.of_radii is not None:
+            write_bytes(folder / "radius.csv", self.of_radii.to_csv().encode())
+            write_bytes(folder / "radius.png", front_png.render(self.of_radii))
         if not self.audits.empty:
             write_bytes(folder / "audit.csv", csv_of(self.audits).encode())
         if not self.transfer.empty:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from robustfront.ledger import ENDS
 from robustfront.search.pareto import attainment, staircase
-from robustfront.tracking.front import Front, Plain, is_error
+from robustfront.tracking.front import Front, Plain, is_error, is_radius
 from robustfront.tracking.front_labels import metric_label, parameter_lines, value_text
 
 Points = NDArray[np.float64]
@@ -72,9 +72,15 @@ class Axis:
         return metric_label(self.metric) + (" (%)" if is_error(self.metric) else "")
 
     @property
+    def sign(self) -> float:
+        """-1 where more is better."""
+        return -1.0 if is_radius(self.metric) else 1.0
+
+    @property
     def end(self) -> float:
-        """Where lines and areas that go on for ever are cut: outside the picture."""
-        return max(self.high, self.scale) + (self.high - self.low)
+        """Where lines and areas that go on for ever are cut: outside, on the worse side."""
+        beyond = self.high - self.low
+        return self.low - beyond if self.sign < 0 else max(self.high, self.scale) + beyond
 
     def text(self, row: Mapping[str, Plain]) -> str:
         """A trial's value with its interval: `12.5% (9.3–16.4%)`."""
@@ -172,8 +178,8 @@ class View:
 
     def attained(self, level: float) -> Points:
         """The staircase that this share of the seeds attain, prolonged as `outline` is."""
-        groups = [self.points(rows) for _, rows in self.finished.groupby("seed")]
-        return self._prolonged(attainment(groups, level))
+        groups = [self.points(rows) * self._signs for _, rows in self.finished.groupby("seed")]
+        return self._prolonged(attainment(groups, level) * self._signs)
 
     def above(self, outline: Points) -> Points:
         """The polygon of what lies behind an outline."""
@@ -246,8 +252,12 @@ class View:
         count = int(table["suspect"].eq(True).sum()) if "suspect" in table else 0
         return [f"{count} {_SUSPECT}"] if count else []
 
+    @property
+    def _signs(self) -> list[float]:
+        return [self.x.sign, self.y.sign]
+
     def _prolonged(self, corners: Points) -> Points:
-        steps = staircase(corners)
+        steps = staircase(corners * self._signs) * self._signs
         return np.vstack([[steps[0, 0], self.y.end], steps, [self.x.end, steps[-1, 1]]])
 
     def _axis(self, metric: str, index: int) -> Axis:
