@@ -27,6 +27,7 @@ from robustfront.certifiers.relaxation import Relaxation
 from robustfront.methods.bounding import has_batch_norm, verified_ce
 from robustfront.models import CNN7, COAPSmall, SmallCNN, build_model
 from robustfront.threats import Threat
+from robustfront.training.determinism import reset_process
 
 MODELS = {"small_cnn": SmallCNN(), "coap_small": COAPSmall(), "cnn7": CNN7(width=16)}
 THREAT = Threat(norm="linf", eps="1/10")
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=15)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    reset_process(threads=1, seed=0)
     warnings.simplefilter("ignore")
     rows = []
     for name, config in MODELS.items():

@@ -22,6 +22,7 @@ from machine import describe
 from robustfront.config import TrialConfig
 from robustfront.methods import METHODS, StepContext
 from robustfront.randomness import Rng
+from robustfront.training.determinism import reset_process
 
 MIX = {"linf": 0.4, "l2": 0.3, "l1": 0.3}
 SEVERAL = ("avg_at", "max_at", "msd", "e_at", "ramp")
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--methods", nargs="+", default=sorted(METHODS.classes))
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    reset_process(threads=1, seed=0)
     torch.manual_seed(0)
     batch = torch.rand(args.batch, 1, 28, 28), torch.randint(10, (args.batch,))
     standard = stepper(config_of("standard", args.model), batch)

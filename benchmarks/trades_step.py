@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    reset_process(threads=1, seed=0)
     x, y = rf.load_data({"type": "mnist", "root": arguments.data_root}, split="train")
     warm_up = 5
     batches = [
