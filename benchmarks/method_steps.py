@@ -2,8 +2,8 @@
 
     uv run python benchmarks/method_steps.py
 
-Every method but COAP (which bounds each unit by a backward pass: for networks of a few hundred units)
-with its defaults on the same model and batch, one CPU thread, in turn with steps of
+Every method but COAP (which bounds each unit by a backward pass: for small networks) with its
+defaults on the same model and batch, one CPU thread, in turn with steps of
 standard training, whose step counts as 3 `forward_equivalents`; `measured` is 3 times
 the median ratio of the times. Writes method_steps.json and method_steps.md.
 """

@@ -23,6 +23,7 @@ from robustfront.methods import StepContext, Trades
 from robustfront.models import SmallCNN, build_model
 from robustfront.randomness import Rng
 from robustfront.threats import Threat
+from robustfront.training.determinism import reset_process
 from robustfront.updates import Plain
 
 EPS, STEPS, STEP_SIZE, BETA, BATCH = 0.3, 10, 0.01, 1.0, 128
