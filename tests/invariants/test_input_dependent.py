@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import special
 
 from robustfront.certifiers.input_dependent import (
     certified_radius,
@@ -158,7 +158,6 @@ def test_limits_of_the_ratio_are_those_of_central_quantiles() -> None:
     assert (
         lower_probability(0.9, 1, 0.9679, 0, 784) > 0.5 > lower_probability(0.9, 1, 0.9677, 0, 784)
     )
-    assert stats.chi2.cdf(784, 784) > 0.5
 
 
 @pytest.mark.parametrize(

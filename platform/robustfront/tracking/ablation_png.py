@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from robustfront.search.effects import Effects
 from robustfront.tracking.ablation_view import AblationView
 from robustfront.tracking.front_view import COLOURS, FAINT, INK, MUTED
+from robustfront.tracking.picture import blank, plain, png
 
-_DPI = 160
 _PANEL = (3.6, 2.7)  # inches
 
 
@@ -37,16 +35,13 @@ def gaps(view: AblationView) -> bytes:
         figure.legend(handles, labels, loc="outside lower left", ncols=5, frameon=False, fontsize=8)
         first = some.names[some.compared][0]
         _title(figure, view, f"{some.compared} against {first}, 95 % intervals")
-    return _png(figure)
+    return png(figure)
 
 
 def effects(view: AblationView) -> bytes:
     """Every effect with its interval, a column for each error."""
     count = max((len(e.effects) for e in view.effects.values()), default=1)
-    figure = Figure(
-        figsize=(3.4 * len(view.effects) + 2.6, 0.26 * count + 1.4), dpi=_DPI, layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = blank(3.4 * len(view.effects) + 2.6, 0.26 * count + 1.4)
     panels = figure.subplots(1, len(view.effects), squeeze=False, sharey=True)[0]
     for axes, (error, analysed) in zip(panels, view.effects.items(), strict=True):
         table = analysed.effects
@@ -61,9 +56,9 @@ def effects(view: AblationView) -> bytes:
         axes.set_yticks(places, names, fontsize=7.5, color=INK, parse_math=False)
         axes.axvline(0, color=FAINT, lw=0.8)
         axes.set_xlabel(f"{error.replace('_', ' ')}, points", color=INK, fontsize=9)
-        _plain(axes)
+        plain(axes)
     _title(figure, view, "effects with 95 % intervals; coloured: p < 0.05 among all of the table")
-    return _png(figure)
+    return png(figure)
 
 
 def _gaps(axes: Axes, effects: Effects, factor: str) -> None:
@@ -89,7 +84,7 @@ def _gaps(axes: Axes, effects: Effects, factor: str) -> None:
     axes.set_xticks(range(len(levels)), levels, fontsize=8, color=MUTED, parse_math=False)
     axes.set_xlabel(factor, color=INK, fontsize=9, parse_math=False)
     axes.set_xlim(-0.5, len(levels) - 0.5)
-    _plain(axes)
+    plain(axes)
 
 
 def _arms(part: pd.DataFrame) -> np.ndarray:
@@ -99,26 +94,10 @@ def _arms(part: pd.DataFrame) -> np.ndarray:
 
 def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     width, height = _PANEL
-    size = (max(width * columns, 5.5), height * rows + 0.9)
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(max(width * columns, 5.5), height * rows + 0.9)
     return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(color=FAINT, labelsize=8)
-    axes.grid(color="#ececec", linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def _title(figure: Figure, view: AblationView, what: str) -> None:
     text = "\n".join(textwrap.wrap(f"{view.name}: {what} ({view.subtitle})", 90))
     figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=MUTED, parse_math=False)
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()

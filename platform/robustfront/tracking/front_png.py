@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -18,13 +16,13 @@ from robustfront.tracking.front_view import (
     BAND,
     BARS,
     DOMINATED,
-    FAINT,
     INK,
     MUTED,
     NOTHING_YET,
     Series,
     View,
 )
+from robustfront.tracking.picture import blank, plain, png
 
 _SIZE = (7.0, 5.0)  # inches
 _DPI = 200
@@ -34,8 +32,7 @@ _LEGEND_COLUMNS = 5
 def render(front: Front) -> bytes:
     """The picture as PNG."""
     view = View(front)
-    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(*_SIZE, dpi=_DPI)
     axes = figure.add_subplot()
     _frame(axes, view)
     _surfaces(axes, view)
@@ -49,9 +46,7 @@ def render(front: Front) -> bytes:
         _filled(axes, view, series)
     _legend(figure, axes, view)
     _member_labels(figure, axes, view)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    return png(figure)
 
 
 def _frame(axes: Axes, view: View) -> None:
@@ -59,11 +54,7 @@ def _frame(axes: Axes, view: View) -> None:
     axes.set_ylim(view.y.low, view.y.high)
     axes.set_xlabel(view.x.label, color=INK, parse_math=False)
     axes.set_ylabel(view.y.label, color=INK, parse_math=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(color=FAINT, labelcolor=MUTED, labelsize=9)
-    axes.grid(color="#ececec", linewidth=0.6)
-    axes.set_axisbelow(True)
+    plain(axes, size=9)
     lines = [view.front.subtitle, view.summary, view.note]
     text = "\n".join(part for line in lines for part in textwrap.wrap(line, 95))
     above = axes.annotate(

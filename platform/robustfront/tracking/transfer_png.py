@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from robustfront.tracking.front import Front
 from robustfront.tracking.front_view import INK, MUTED
+from robustfront.tracking.picture import blank, png
 
 _SIDE = 0.75  # inches of a cell
-_DPI = 160
 
 
 def render(front: Front) -> bytes:
@@ -22,8 +18,7 @@ def render(front: Front) -> bytes:
     threats = list(dict.fromkeys(front.transfer["threat"]))
     order = [trial for trial in front.members["trial"] if trial in {*front.transfer["target"]}]
     side = max(3.2, _SIDE * len(order) + 1.6)
-    figure = Figure(figsize=(side * len(threats), side + 0.5), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(side * len(threats), side + 0.5)
     names = _names(front, order)
     for axes, threat in zip(
         figure.subplots(1, len(threats), squeeze=False)[0], threats, strict=True
@@ -38,9 +33,7 @@ def render(front: Front) -> bytes:
         parse_math=False,
         wrap=True,
     )
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    return png(figure)
 
 
 def _names(front: Front, order: list[str]) -> dict[str, str]:

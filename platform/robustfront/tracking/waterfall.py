@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from robustfront.evaluation.intervals import clopper_pearson
 from robustfront.evaluation.records import Records
 from robustfront.files import write_bytes
 from robustfront.tracking.front import csv_of
-from robustfront.tracking.front_view import COLOURS, FAINT, INK, MUTED
+from robustfront.tracking.front_view import COLOURS, INK, MUTED
+from robustfront.tracking.picture import blank, plain, png
 
 _POINTS = 101
 
@@ -38,8 +36,7 @@ def waterfall(records: Records, key: str) -> pd.DataFrame:
 
 def render(tables: Mapping[str, pd.DataFrame], title: str) -> bytes:
     """The curves as PNG, each with its band and its end marked."""
-    figure = Figure(figsize=(6.0, 3.8), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(6.0, 3.8)
     axes = figure.subplots()
     for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
         x = table["radius"]
@@ -55,15 +52,10 @@ def render(tables: Mapping[str, pd.DataFrame], title: str) -> bytes:
     axes.set_ylabel("certified error in %, 95 % over examples", color=INK, fontsize=9)
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(color=FAINT, labelcolor=MUTED, labelsize=8)
-    axes.grid(color="#ececec", linewidth=0.6)
+    plain(axes)
     axes.legend(frameon=False, fontsize=8)
     axes.set_title(title, loc="left", fontsize=9, color=MUTED, parse_math=False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    return png(figure)
 
 
 def write(records: Records, folder: Path, title: str) -> None:
