@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from robustfront.certifiers import InputDependent
 from robustfront.config import Job, TrialConfig
 from robustfront.data import DataSet, split_data
 from robustfront.errors import DataError, RobustfrontError
@@ -33,6 +35,7 @@ class Estimate:
         seconds: of wall time on this machine; None where data or device are not here.
         basis: what the seconds were measured by.
         reason: why there are no seconds.
+        remarks: what limits certificates, known before anything is run.
     """
 
     trials: int
@@ -41,6 +44,7 @@ class Estimate:
     concurrency: int
     basis: str = ""
     reason: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -66,7 +70,8 @@ def estimate(plan: Plan) -> Estimate:
         reason = "no GPU is here to time it on"
         return Estimate(trials, passes, None, concurrency, reason=reason)
     pace, basis = measured or (_seconds_per_forward(sampled[0], data), "a step timed here")
-    return Estimate(trials, passes, passes * pace / max(concurrency, 1), concurrency, basis)
+    seconds = passes * pace / max(concurrency, 1)
+    return Estimate(trials, passes, seconds, concurrency, basis, remarks=_remarks(sampled, data))
 
 
 def _sampled(plan: Plan) -> list[TrialConfig]:
@@ -79,6 +84,12 @@ def _sampled(plan: Plan) -> list[TrialConfig]:
         space = Space.parse(ablation.nuisance_in(cell), "ablation.nuisance")
         found.append(job.trial({**cell.settings, **space.sample(index)}, 0))
     return found
+
+
+def _remarks(sampled: list[TrialConfig], data: DataSet) -> tuple[str, ...]:
+    used = [config.certifier(final) for config in sampled for final in (False, True)]
+    size = math.prod(data.shape)
+    return tuple(dict.fromkeys(c.remark(size) for c in used if isinstance(c, InputDependent)))
 
 
 def _forward_equivalents(config: TrialConfig, data: DataSet) -> float:

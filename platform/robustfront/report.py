@@ -346,6 +346,8 @@ def show_plan(plan: Plan, estimate: Estimate) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, Text(value))
+    for remark in estimate.remarks:
+        table.add_row("noise", Text(remark))
     Console(highlight=False).print(table)
 
 

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 from scipy import special
 
+from robustfront.certifiers import InputDependent
 from robustfront.certifiers.input_dependent import (
     certified_radius,
     deviation_limits,
     lower_probability,
 )
+from robustfront.estimate import estimate
+from robustfront.search.plan import load_plan
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 # N, sigma0, sigma1, distance, p_A -> lower bound of p_A at the other input; by mpmath with 40
 # digits, as a mixture of central chi-squared distributions.
@@ -158,6 +163,22 @@ def test_limits_of_the_ratio_are_those_of_central_quantiles() -> None:
     assert (
         lower_probability(0.9, 1, 0.9679, 0, 784) > 0.5 > lower_probability(0.9, 1, 0.9677, 0, 784)
     )
+
+
+def test_the_necessary_condition_is_told_before_anything_runs() -> None:
+    """Nothing can be certified where sigma may change by more than the limits allow."""
+    certifier = InputDependent(sigma=0.5, rate=0.05, n=10000)
+    said = certifier.remark(784)
+    p = 0.001 ** (1 / 10000)
+    at_most = min(-np.log(deviation_limits(p, 784)[0]), np.log(deviation_limits(p, 784)[1]))
+    assert f"sigma may change by {100 * np.expm1(at_most):.2g} % at most" in said
+    assert f"which is below {at_most / 0.05:.3g}" in said
+    assert certifier.most(100.0, 784) < at_most / 0.05 < 1.2 * certifier.most(100.0, 784)
+    assert InputDependent(rate=0).remark(784).endswith("within a certified radius")
+    plan = load_plan(JOBS / "input_dependent_smoothing.yaml", {"data": {"type": "digits"}})
+    remarks = estimate(plan).remarks
+    assert [r.split(":")[0].split(" ")[-1] for r in remarks] == ["0.01", "0.03", "0.05"]
+    assert "in 64 dimensions" in remarks[0]
 
 
 @pytest.mark.parametrize(

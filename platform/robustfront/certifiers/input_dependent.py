@@ -18,7 +18,7 @@ from scipy import linalg, special, stats
 from torch import Tensor
 
 from robustfront.certifiers.base import CERTIFIERS
-from robustfront.certifiers.smoothing import Smoothing, within
+from robustfront.certifiers.smoothing import Smoothing, lower_bounds, within
 from robustfront.errors import ConfigError, SoundnessError
 from robustfront.threats import Norm
 
@@ -420,6 +420,19 @@ class InputDependent(Smoothing):
         deviations: Array = base * np.exp(exponent.cpu().numpy())
         require_semi_elastic(flat, deviations, self.rate)
         return deviations
+
+    def remark(self, dimension: int) -> str:
+        """How far sigma may change within a certified radius: the necessary condition."""
+        n = np.array([self.n])
+        low, high = deviation_limits(
+            lower_bounds(n, n, self.alpha / len(self.all_looks())), dimension
+        )
+        at_most = float(min(-np.log(low[0]), np.log(high[0])))
+        said = (
+            f"{self.name}, rate {self.rate:g}: in {dimension} dimensions sigma may change by "
+            f"{100 * np.expm1(at_most):.2g} % at most within a certified radius"
+        )
+        return said + (f", which is below {at_most / self.rate:.3g}" if self.rate else "")
 
     def radii(self, p_lower: Array, sigma: Array, dimension: int, norm: Norm = "l2") -> Array:
         """`certified_radius`, and the largest balls within."""
