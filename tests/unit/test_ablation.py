@@ -8,6 +8,8 @@ import yaml
 
 from robustfront.ablation import Ablation
 from robustfront.errors import ConfigError
+from robustfront.executors.live import summary
+from robustfront.ledger import Trial
 from robustfront.search.cells import CellProposer
 from robustfront.search.plan import Plan, load_plan
 from robustfront.search.samplers import PastProposal
@@ -156,3 +158,13 @@ def test_a_cell_that_has_no_other_configuration_leaves_the_rest_alone(tmp_path: 
     proposer = CellProposer(plan_of(tmp_path, nuisance=nuisance, trials_per_cell=3).job)
     made = [proposer.propose(number) for number in range(24)]
     assert [number for number, one in enumerate(made) if one is None] == [16, 17, 18, 19]
+
+
+def test_a_level_that_replaces_a_whole_part_is_shown_on_one_line() -> None:
+    values = {
+        "method": {"type": "cure", "inner": {"steps": 3}},
+        "train_threat.eps": 0.125,
+        "train_threat.mix": {"linf": 0.25, "l2": 0.75},
+    }
+    trial = Trial("an id", 0, 0, values, {}, {}, {})
+    assert summary(trial) == "method={type=cure inner={steps=3}} eps=0.125 mix=0.25/0.75"

@@ -130,7 +130,9 @@ def summary(trial: Trial) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, dict):
-        return "/".join(f"{share:.2f}" for share in value.values())
+        if all(isinstance(share, int | float) for share in value.values()):
+            return "/".join(f"{share:.2f}" for share in value.values())
+        return "{" + " ".join(f"{key}={_short(some)}" for key, some in value.items()) + "}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
