@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 from rich.console import Console, ConsoleRenderable, Group
@@ -17,6 +18,7 @@ from robustfront.executors.driver import Driver
 from robustfront.ledger import ENDS, STATUSES, Event, Trial
 from robustfront.search.cells import worth_measuring
 from robustfront.search.members import sweep_hypervolume
+from robustfront.threats import Norm
 
 _ROWS = 12
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "diverged": "yellow"}
@@ -130,7 +132,7 @@ def summary(trial: Trial) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, dict):
-        if all(isinstance(share, int | float) for share in value.values()):
+        if {*value} <= {*get_args(Norm)}:
             return "/".join(f"{share:.2f}" for share in value.values())
         return "{" + " ".join(f"{key}={_short(some)}" for key, some in value.items()) + "}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
