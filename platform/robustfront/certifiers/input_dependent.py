@@ -280,7 +280,7 @@ def _radius(p: Array, s: Array, r: Array, n: Array) -> Array:
     with np.errstate(invalid="ignore"):
         classical = s * special.ndtri(p)
     flat = (p > 0.5) & (p < 1) & (r == 0)
-    found[flat] = classical[flat] * (1 - 1e-12)
+    found[flat] = classical[flat] * (1 - 2e-13)
     rest = np.flatnonzero((p > 0.5) & (p < 1) & (r > 0))
     for size in np.unique(n[rest]):
         rows = rest[n[rest] == size]

@@ -133,7 +133,7 @@ class Smoothing(Certifier):
                 found = side if norm == "linf" else side * math.sqrt(dimension)
         else:
             found = within(norm, sigma * special.ndtri(p), dimension)
-        return np.asarray(found * (1 - 1e-12))
+        return np.asarray(found * (1 - 2e-13))
 
     def all_looks(self) -> list[int]:
         """Every number of draws at which the bound is looked at, `n` the last."""
