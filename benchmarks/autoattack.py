@@ -5,7 +5,7 @@
 
 Three models are trained on MNIST: standard, TRADES in linf, E-AT in linf and l1. Both sides attack
 the same test images within linf and l2, on the same number of threads, one after the other; seconds
-are of CPU time. Rows that are not measured anew stay in the file.
+are of CPU time (in older rows of wall time). Rows that are not measured anew stay in the file.
 torchattacks is run as it comes, with 10 steps of its gradient attacks, and at AutoAttack's 100.
 """
 
@@ -134,6 +134,7 @@ def main() -> None:
                     "theirs_error": float(other.mean()),
                     "only_ours": int((mine & ~other).sum()),
                     "only_theirs": int((other & ~mine).sum()),
+                    "clock": "CPU",
                     "ours_seconds": round(seconds, 2),
                     "theirs_seconds": round(time.process_time() - start, 2),
                 }
