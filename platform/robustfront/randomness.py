@@ -144,6 +144,7 @@ def whole_normal(shape: Sequence[int], deviation: float, source: torch.Generator
     return torch.searchsorted(thresholds, drawn, right=True) - len(thresholds) // 2
 
 
+@lru_cache(maxsize=256)
 def whole_normal_error(deviation: float) -> float:
     """How far a probability under `whole_normal` may be from that under the law itself, at most.
 

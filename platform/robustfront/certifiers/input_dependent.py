@@ -18,7 +18,7 @@ from scipy import linalg, special, stats
 from torch import Tensor
 
 from robustfront.certifiers.base import CERTIFIERS
-from robustfront.certifiers.smoothing import Smoothing, lower_bounds, within
+from robustfront.certifiers.smoothing import Smoothing, within
 from robustfront.errors import ConfigError, SoundnessError
 from robustfront.threats import Norm
 
@@ -423,10 +423,7 @@ class InputDependent(Smoothing):
 
     def remark(self, dimension: int) -> str:
         """How far sigma may change within a certified radius: the necessary condition."""
-        n = np.array([self.n])
-        low, high = deviation_limits(
-            lower_bounds(n, n, self.alpha / len(self.all_looks())), dimension
-        )
+        low, high = deviation_limits(self.p_where_all_agree(), dimension)
         at_most = float(min(-np.log(low[0]), np.log(high[0])))
         said = (
             f"{self.name}, rate {self.rate:g}: in {dimension} dimensions sigma may change by "

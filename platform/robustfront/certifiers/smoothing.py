@@ -141,10 +141,14 @@ class Smoothing(Certifier):
 
     def most(self, sigma: float, dimension: int, norm: Norm = "l2") -> float:
         """The largest radius that so many draws can certify: all of them agree."""
-        share = self.alpha / len(self.all_looks())
-        p = lower_bounds(np.array([self.n]), np.array([self.n]), share)
-        p -= self.slack(np.array([sigma]), dimension)
-        return float(self.radii(p, np.array([sigma]), dimension, norm)[0])
+        deviation = np.array([sigma])
+        p = self.p_where_all_agree() - self.slack(deviation, dimension)
+        return float(self.radii(p, deviation, dimension, norm)[0])
+
+    def p_where_all_agree(self) -> Array:
+        """The lower bound of a probability where all `n` draws give the class, (1,)."""
+        n = np.array([self.n])
+        return lower_bounds(n, n, self.alpha / len(self.all_looks()))
 
     def slack(self, sigma: Array, dimension: int) -> Array:
         """How far the probability of a class (N,) may be from that under exact noise."""
