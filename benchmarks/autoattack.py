@@ -141,7 +141,7 @@ def main() -> None:
                 row["ratio"] = round(seconds / row["theirs_seconds"], 3)
                 rows.append(row)
                 print(row, flush=True)
-        write(args, rows)
+                write(args, rows)
 
 
 def name_of(row: dict) -> tuple:

@@ -229,19 +229,25 @@ def test_a_threat_given_twice_is_refused():
         evaluate(model(), X, Y, ["linf:0.1", "linf:1/10"])
 
 
-def test_the_layout_of_a_model_s_weights_is_as_it_was_and_predictions_too():
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_layout_of_a_model_s_weights_is_as_it_was_and_predictions_too(channels):
     torch.manual_seed(0)
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3)
+        torch.nn.Conv2d(channels, 4, 3),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4 * 36, 3),
     )
     seen = []
-    net[0].register_forward_pre_hook(lambda module, _: seen.append(module.weight.stride()))
-    x, y = torch.rand(6, 2, 8, 8), torch.zeros(6, dtype=torch.int64)
+    net[0].register_forward_hook(
+        lambda module, _, out: seen.append((module.weight.stride(), out.stride()))
+    )
+    x, y = torch.rand(6, channels, 8, 8), torch.zeros(6, dtype=torch.int64)
     weight = net[0].weight.data
     plain = net(x).argmax(1).numpy()
-    before = seen.pop()
+    before, _ = seen.pop()
     records = evaluate(net, x, y, ["linf:1/10"], PGD(steps=2))
-    assert set(seen) != {before}, "measured in another layout"
+    assert {out for _, out in seen} == {(4 * 36, 1, 4 * 6, 4)}, "measured in another layout"
     assert net[0].weight.data_ptr() == weight.data_ptr()
     assert net[0].weight.stride() == before
     np.testing.assert_array_equal(records.plain, plain)

@@ -267,7 +267,8 @@ def _channels_last(model: nn.Module) -> Iterator[None]:
     """Convolutions in the layout in which they are fastest, for a while."""
     weights = [(p, p.data) for p in model.parameters() if p.dim() == 4]
     for parameter, data in weights:
-        parameter.data = data.contiguous(memory_format=torch.channels_last)
+        # `contiguous` would leave a kernel for one channel as it is, and the layer's output too.
+        parameter.data = data.to(memory_format=torch.channels_last)
     try:
         yield
     finally:
