@@ -405,7 +405,7 @@ def test_a_mixture_bounds_each_part_by_its_own_ball():
         torch.testing.assert_close(found[part], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_flow_and_a_compiled_pass_is_the_same():
+def test_gradients_flow():
     model = copy.deepcopy(MODELS["cnn7"][0]).train()
     x, y = _images(8, 6)
     state = copy.deepcopy(model.state_dict())
@@ -418,6 +418,25 @@ def test_gradients_flow_and_a_compiled_pass_is_the_same():
         plain = torch.autograd.grad(loss(threat), [*model.parameters()])
         assert all(torch.isfinite(g).all() for g in plain)
         assert sum(bool(g.any()) for g in plain) > len(plain) // 2
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_a_pass_compiles_whole_and_is_the_same(threat):
+    model = copy.deepcopy(MODELS["cnn7"][0]).eval()
+    x, y = _images(8, 6)
+
+    def lower(x: torch.Tensor) -> torch.Tensor:
+        return propagate(model, regions_of(threat, x)).lower(margins_of(y, 5))
+
+    compiled = torch.compile(lower, backend="aot_eager", fullgraph=True)
+    found, expected = compiled(x), lower(x)
+    torch.testing.assert_close(found, expected)
+    for ours, plain in zip(
+        torch.autograd.grad(found.sum(), [*model.parameters()]),
+        torch.autograd.grad(expected.sum(), [*model.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, plain)
 
 
 def test_many_models_are_bounded_at_once_by_vmap():
@@ -576,3 +595,15 @@ def test_an_interval_is_made_of_its_ends():
     again = Interval.between(None, *interval.ends)
     assert (again.centre == 0.5).all() and (again.radius == 0.5).all()
     assert isinstance(IBP(), Certifier)
+
+
+def test_gradients_of_ends_and_middles_are_those_of_finite_differences():
+    centre = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    radius = torch.rand(1, 4, dtype=torch.float64, requires_grad=True)  # the same for all
+    ends = lambda c, r: Interval(None, c, r).ends  # noqa: E731
+    middle = lambda low, high: Interval.between(None, low, high).middle  # noqa: E731
+    assert torch.autograd.gradcheck(ends, (centre, radius))
+    assert torch.autograd.gradgradcheck(ends, (centre, radius))
+    low, high = (end.detach().requires_grad_() for end in ends(centre, radius))
+    assert torch.autograd.gradcheck(middle, (low, high))
+    assert torch.autograd.gradgradcheck(middle, (low, high))
