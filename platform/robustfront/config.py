@@ -403,12 +403,26 @@ class TrialConfig(Component):
         Args:
             train, val: examples that are trained on and measured.
         """
-        attacks = len(self.threat) * (self.evaluate.attack.forward_equivalents + 1)
         guarded = 0.0
         if self.method.guard is not None:
             guards = len(self.train_threat.shares()) * (self.method.guard.forward_equivalents + 1)
             guarded = min(GUARDED, train) * (1 + guards)
-        return train * self.step_equivalents + val * (1 + attacks) + guarded
+        return train * self.step_equivalents + val * self._measuring(final=False) + guarded
+
+    def final_equivalents(self, test: int) -> float:
+        """Cost of the final measurement in forward passes, where no example is fooled.
+
+        Args:
+            test: examples of the test split.
+        """
+        return min(self.evaluate.final.examples or test, test) * self._measuring(final=True)
+
+    def _measuring(self, final: bool) -> float:
+        """Forward passes for each example that is measured: attacks and draws; no bounds."""
+        attack = self.evaluate.final.attack if final else self.evaluate.attack
+        certifier = self.certifier(final)
+        draws = certifier.n0 + certifier.n if isinstance(certifier, SmoothingCertifier) else 0
+        return 1 + len(self.threat) * (attack.forward_equivalents + 1) + draws
 
     @property
     def step_equivalents(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ class Estimate:
         trials: configurations.
         forward_equivalents: forward passes of one example, over all trials.
         seconds: of wall time on this machine; None where data or device are not here.
+        final: forward passes of the final measurement of one model, at most.
+        final_seconds: how long that takes.
         basis: what the seconds were measured by.
         reason: why there are no seconds.
         remarks: what limits certificates, known before anything is run.
@@ -42,6 +44,8 @@ class Estimate:
     forward_equivalents: float | None
     seconds: float | None
     concurrency: int
+    final: float | None = None
+    final_seconds: float | None = None
     basis: str = ""
     reason: str = ""
     remarks: tuple[str, ...] = ()
@@ -50,7 +54,8 @@ class Estimate:
 def estimate(plan: Plan) -> Estimate:
     """The cost of training every configuration to its end with the first seed.
 
-    Early stopping takes from it; further seeds and the final measurement of the front come on top.
+    Early stopping takes from it; further seeds come on top, and the final measurement of the front,
+    which is told for one of its members.
     """
     job = plan.job
     size = None if job.ablation else plan.space.size()
@@ -65,13 +70,14 @@ def estimate(plan: Plan) -> Estimate:
         return Estimate(trials, None, None, concurrency, reason=str(error))
     sampled = _sampled(plan)
     passes = trials * float(np.mean([_forward_equivalents(config, data) for config in sampled]))
+    final = float(np.mean([config.final_equivalents(len(data.test)) for config in sampled]))
+    known = Estimate(trials, passes, None, concurrency, final, remarks=_remarks(sampled, data))
     measured = _measured_before(job)
     if measured is None and job.resources.gpu and not torch.cuda.is_available():
-        reason = "no GPU is here to time it on"
-        return Estimate(trials, passes, None, concurrency, reason=reason)
+        return replace(known, reason="no GPU is here to time it on")
     pace, basis = measured or (_seconds_per_forward(sampled[0], data), "a step timed here")
     seconds = passes * pace / max(concurrency, 1)
-    return Estimate(trials, passes, seconds, concurrency, basis, remarks=_remarks(sampled, data))
+    return replace(known, seconds=seconds, final_seconds=final * pace, basis=basis)
 
 
 def _sampled(plan: Plan) -> list[TrialConfig]:

@@ -339,7 +339,8 @@ def show_plan(plan: Plan, estimate: Estimate) -> None:
         "budget": ", ".join(f"{limit:g} {name}" for name, limit in limits.items()) or "none",
         "objectives": ", ".join(job.objectives),
         "threat": f"{threats}, measured by {job.evaluate.attack.name}",
-        "final": f"{job.evaluate.final.attack.name} on the test split, for {_final_for(job)}",
+        "final": f"{job.evaluate.final.attack.name} on the test split, for {_final_for(job)}"
+        + _each(estimate),
         "searched": ", ".join(job.ablation.nuisance if job.ablation else plan.space.keys)
         or "nothing",
         "cost": cost + (f" ({estimate.reason})" if estimate.reason else ""),
@@ -364,6 +365,16 @@ def _cells(job: Job) -> str:
 
 def _final_for(job: Job) -> str:
     return "the front" if job.ablation is None else "the best of each cell"
+
+
+def _each(estimate: Estimate) -> str:
+    """What the final measurement of one model costs."""
+    if estimate.final is None:
+        return ""
+    cost = f", at most {estimate.final:.2e} forward passes each"
+    if estimate.final_seconds is not None:
+        cost += f" or {estimate.final_seconds / 60:.1f} min"
+    return cost
 
 
 def _seeds(job: Job) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import special
 
 from robustfront.certifiers import InputDependent
@@ -179,6 +180,10 @@ def test_the_necessary_condition_is_told_before_anything_runs() -> None:
     remarks = estimate(plan).remarks
     assert [r.split(":")[0].split(" ")[-1] for r in remarks] == ["0.01", "0.03", "0.05"]
     assert "in 64 dimensions" in remarks[0]
+    elsewhere = {"data": {"type": "digits"}, "resources": {"gpu": 1}}
+    told = estimate(load_plan(JOBS / "input_dependent_smoothing.yaml", elsewhere))
+    assert told.remarks == remarks
+    assert (told.final_seconds is None) == (not torch.cuda.is_available())
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,15 @@ def test_an_epoch_says_what_it_cost_in_forward_passes() -> None:
     assert report.metrics["forward_equivalents"] == trained + measured
     two_threats = trial(threat=[{"norm": "linf", "eps": "1/10"}, {"norm": "l2", "eps": 1}])
     assert two_threats.forward_equivalents(200, 60) == trained + 60 * (1 + 2 * (2 * 2 + 1))
+    noisy = trial(
+        smoothing__sigma=0.5,
+        evaluate__certify={"type": "smoothing", "n0": 7, "n": 400},
+        evaluate__final={"attack": {"type": "pgd", "steps": 3, "restarts": 2}, "examples": 90},
+    )
+    assert noisy.forward_equivalents(200, 60) == trained + measured + 60 * 407
+    attack = noisy.evaluate.final.attack.forward_equivalents
+    assert noisy.final_equivalents(1000) == 90 * (1 + attack + 1 + 407)
+    assert noisy.final_equivalents(50) == 50 * (1 + attack + 1 + 407)
 
 
 def test_a_guard_counts_what_it_costs_and_says_when_robustness_collapses(monkeypatch) -> None:
