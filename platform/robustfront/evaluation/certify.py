@@ -14,7 +14,7 @@ from robustfront.certifiers import CERTIFIERS, Certifier, Smoothing, proven
 from robustfront.certifiers.propagation import box_between, margins_of, propagate
 from robustfront.data import Split
 from robustfront.errors import ConfigError, DataError, nearest
-from robustfront.evaluation.evaluate import plain_predictions
+from robustfront.evaluation.evaluate import channels_last, plain_predictions
 from robustfront.evaluation.records import UNDECIDED, Records
 from robustfront.evaluation.smoothing import smoothing
 from robustfront.threats import Threat
@@ -249,14 +249,16 @@ def certify(
     if len(x) != len(y):
         raise DataError(f"x and y are of the same length, got {len(x)} and {len(y)}")
     split = Split(x, y, 1.0)
-    records = Records(y.cpu().numpy(), plain_predictions(model, split))
-    if isinstance(threat, Unseen):
-        if not threat.certifiable:
-            raise ConfigError("threat", [f"{threat.name.partition('/')[0]} has no certificate"])
-        for _, found in certifying_changes(model, split, [threat], records):
-            records = found
-        return records
-    return certified(model, split, [_threat(threat)], _certifier(certifier, "certifier"), records)
+    if isinstance(threat, Unseen) and not threat.certifiable:
+        raise ConfigError("threat", [f"{threat.name.partition('/')[0]} has no certificate"])
+    with channels_last(model):
+        records = Records(y.cpu().numpy(), plain_predictions(model, split))
+        if isinstance(threat, Unseen):
+            for _, found in certifying_changes(model, split, [threat], records):
+                records = found
+            return records
+        prover = _certifier(certifier, "certifier")
+        return certified(model, split, [_threat(threat)], prover, records)
 
 
 def bounds(

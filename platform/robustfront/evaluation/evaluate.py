@@ -256,14 +256,14 @@ def evaluate(
     # On a CPU a small batch stays in the cache.
     batch_size = 250 if x.device.type == "cpu" else 1000
     try:
-        with _channels_last(model):
+        with channels_last(model):
             return measure(model, Split(x, y, 1.0), parsed, suite, (seed, "evaluate"), batch_size)
     except Diverged as error:
         raise DataError(str(error)) from None
 
 
 @contextmanager
-def _channels_last(model: nn.Module) -> Iterator[None]:
+def channels_last(model: nn.Module) -> Iterator[None]:
     """Convolutions in the layout in which they are fastest, for a while."""
     weights = [(p, p.data) for p in model.parameters() if p.dim() == 4]
     for parameter, data in weights:

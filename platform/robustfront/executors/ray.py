@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 import ray
 from ray import tune
 from ray._private import ray_constants
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.callback import Callback as TuneCallback
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
@@ -100,7 +102,8 @@ class RayExecutor:
             ),
         )
         try:
-            tuner.fit()
+            with _low_on_memory_is_lost():
+                tuner.fit()
         except Exception as error:
             if not is_full(error):
                 raise
@@ -168,6 +171,26 @@ def _within_this_machine() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+@contextmanager
+def _low_on_memory_is_lost() -> Iterator[None]:
+    """A worker that Ray ends because its node runs low on memory is lost like any other.
+
+    Tune does not know the error that says so, and would end with it.
+    """
+    known = RayActorManager._actor_task_failed
+
+    def failed(self: RayActorManager, task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        known(self, task, exception)
+
+    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = known  # type: ignore[method-assign]
 
 
 def _check_resources(request: Resources, total: dict[str, float]) -> None:

@@ -1,0 +1,33 @@
+"""What Tune makes of the ways in which a worker can end."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+from robustfront.executors.ray import _low_on_memory_is_lost
+
+
+class Manager(RayActorManager):
+    """Without a Ray."""
+
+    def __init__(self) -> None:
+        self._failed_actor_ids = set()
+
+    def _cleanup_actor(self, tracked_actor: Any) -> None:
+        """Nothing to do."""
+
+
+def test_a_worker_that_ray_ends_for_want_of_memory_is_lost_like_any_other() -> None:
+    told: list[Exception] = []
+    actor = SimpleNamespace(actor_id=7, _on_error=lambda _, error: told.append(error))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    manager, error = Manager(), OutOfMemoryError("the node is low on memory")
+    with _low_on_memory_is_lost():
+        manager._actor_task_failed(task, error)
+    assert isinstance(told[0], RayActorError) and "low on memory" in str(told[0])
+    assert manager._failed_actor_ids == {7}
+    with pytest.raises(RuntimeError, match="unexpected"):
+        manager._actor_task_failed(task, error)  # what Tune does by itself
