@@ -26,7 +26,7 @@ def test_a_worker_that_ray_ends_for_want_of_memory_is_lost_like_any_other() -> N
     task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
     manager, error = Manager(), OutOfMemoryError("the node is low on memory")
     with _low_on_memory_is_lost():
-        manager._actor_task_failed(task, error)
+        manager._actor_task_failed(tracked_actor_task=task, exception=error)  # as Tune calls it
     assert isinstance(told[0], RayActorError) and "low on memory" in str(told[0])
     assert manager._failed_actor_ids == {7}
     with pytest.raises(RuntimeError, match="unexpected"):

@@ -181,12 +181,12 @@ def _low_on_memory_is_lost() -> Iterator[None]:
     """
     known = RayActorManager._actor_task_failed
 
-    def failed(self: RayActorManager, task: Any, exception: Exception) -> None:
+    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
             exception = RayActorError(error_msg=str(exception))
-        known(self, task, exception)
+        known(self, tracked_actor_task, exception)
 
-    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign, assignment]
+    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign]
     try:
         yield
     finally:
