@@ -27,44 +27,6 @@ from robustfront.models.preact_resnet18 import PreActBlock
 from robustfront.threats import Mixture, PerturbationSet, Threat
 
 
-class _Ends(torch.autograd.Function):
-    """(c - r, c + r). By itself autograd would take half as many passes again over the values."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        return centre - radius, centre + radius
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        return upper + lower, upper - lower
-
-
-class _Middle(torch.autograd.Function):
-    """The inverse: ((l + u) / 2, (u - l) / 2), in two passes each way."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        centre = torch.lerp(lower, upper, 0.5)
-        return centre, upper - centre
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        upper = torch.lerp(radius, centre, 0.5)
-        return centre - upper, upper
-
-
 class Interval:
     """Boxes of values, and clean values that batch norm takes its statistics from.
 
@@ -91,15 +53,16 @@ class Interval:
     def middle(self) -> tuple[Tensor, Tensor]:
         """Centre and radius, (R, ...) each."""
         if self._middle is None:
-            self._middle = _Middle.apply(*self.ends)
+            lower, upper = self.ends
+            self._middle = (lower + upper) / 2, (upper - lower) / 2
         return self._middle
 
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
         """Lower and upper end, (R, ...) each."""
         if self._ends is None:
-            middle = torch.broadcast_tensors(*self.middle)  # type: ignore[no-untyped-call]
-            self._ends = _Ends.apply(*middle)
+            centre, radius = self.middle
+            self._ends = centre - radius, centre + radius
         return self._ends
 
     @property
