@@ -33,7 +33,7 @@ class Estimate:
         trials: configurations.
         forward_equivalents: forward passes of one example, over all trials.
         seconds: of wall time on this machine; None where data or device are not here.
-        final: forward passes of the final measurement of one model, at most.
+        final: forward passes of the final suite's attacks and draws for one model, at most.
         final_seconds: how long that takes.
         basis: what the seconds were measured by.
         reason: why there are no seconds.

@@ -368,7 +368,7 @@ def _final_for(job: Job) -> str:
 
 
 def _each(estimate: Estimate) -> str:
-    """What the final measurement of one model costs."""
+    """What the final suite's attacks and draws cost for one model."""
     if estimate.final is None:
         return ""
     cost = f", at most {estimate.final:.2e} forward passes each"
