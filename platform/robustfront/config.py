@@ -410,7 +410,7 @@ class TrialConfig(Component):
         return train * self.step_equivalents + val * self._measuring(final=False) + guarded
 
     def final_equivalents(self, test: int) -> float:
-        """Cost of the final suite's attacks and draws in forward passes, where no example is fooled.
+        """Forward passes of the final suite's attacks and draws, where no example is fooled.
 
         Args:
             test: examples of the test split.
