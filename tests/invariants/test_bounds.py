@@ -351,11 +351,59 @@ def test_a_forward_that_does_something_else_is_told():
         IBP().prepare(model)(x, THREATS[0], margins_of(y, 5))
 
 
-def test_a_specification_of_another_number_of_classes_is_told():
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [(nn.ReLU(inplace=True), "overwrites"), (nn.LeakyReLU(-1.0), "a negative slope")],
+)
+def test_a_layer_that_is_known_is_refused_where_its_bounds_would_not_hold(layer, why):
+    model = _plain(nn.Flatten(), nn.Linear(192, 8), layer, nn.Linear(8, 5))
+    x, _ = _images(8)
+    with pytest.raises(rf.ConfigError, match=rf"2 \({type(layer).__name__}\).*{why}"):
+        rf.bounds(model, x, "linf:0.1")
+
+
+class _Forward(nn.Module):
+    """Whose forward is a function of itself and its input."""
+
+    def __init__(self, act) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self, x)
+
+
+@pytest.mark.parametrize(
+    ("act", "why"),
+    [
+        (lambda _, x: torch.add(x, torch.tanh(x), alpha=-3), "uses add"),
+        (lambda _, x: F.relu(x, True) + x, "inplace=True overwrites"),
+        (lambda _, x: F.relu(x, inplace=True) + x, "inplace=True overwrites"),
+    ],
+)
+def test_a_call_that_says_more_than_its_name_is_refused(act, why):
+    model = _plain(_Forward(act), nn.Flatten(), nn.Linear(192, 5))
+    with pytest.raises(rf.ConfigError, match=why):
+        rf.bounds(model, _images(8)[0], "linf:0.1")
+
+
+def test_what_a_forward_does_in_another_mode_is_not_remembered():
+    act = _Forward(lambda self, x: torch.tanh(x) if self.training else torch.sigmoid(x))
+    model = _plain(act, nn.Flatten())
+    x, _ = _images(8)
+    propagate(model.train(), regions_of(THREATS[0], x), x)
+    lower, upper = rf.bounds(model.eval(), x[:, :1, :2, :2], "linf:0.1")
+    logits = model(x[:, :1, :2, :2])
+    assert ((lower <= logits) & (logits <= upper)).all()
+
+
+@pytest.mark.parametrize("bound", ["lower", "backward"])
+def test_a_specification_of_another_number_of_classes_is_told(bound):
     model, size = MODELS["mlp"]
     x, _ = _images(size)
+    known = propagate(model, regions_of(THREATS[0], x), trace=True)
     with pytest.raises(rf.ConfigError, match=r"\(N, S, 5\) for 5 classes, got \(4, 2, 7\)"):
-        IBP().prepare(model)(x, THREATS[0], torch.zeros(4, 2, 7))
+        getattr(known, bound)(torch.zeros(4, 2, 7))
 
 
 # -- in train mode
@@ -378,6 +426,23 @@ def test_batch_norm_takes_the_statistics_of_the_clean_examples():
     torch.testing.assert_close(moved.clean, logits, rtol=1e-4, atol=1e-4)
     with pytest.raises(rf.ConfigError, match="needs clean examples"):
         propagate(frozen, regions_of(THREATS[0], x))
+
+
+@pytest.mark.parametrize("bound", ["lower", "backward"])
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_bounds_are_of_full_precision_under_autocast(threat, bound):
+    model = copy.deepcopy(MODELS["cnn7"][0]).train()
+    x, y = _images(8, 12)
+    narrow = regions_of(threat.scaled(1e-4), x)
+
+    def lower() -> torch.Tensor:
+        known = propagate(copy.deepcopy(model), narrow, x, trace=True)
+        return getattr(known, bound)(margins_of(y, 5))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = lower()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, lower(), rtol=0, atol=0)
 
 
 def test_dropout_draws_one_mask_for_an_example_and_all_its_regions():

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -324,12 +323,19 @@ class Bounds:
         Raises:
             ConfigError: the specification is for another number of classes.
         """
+        self._require(specification)
+        with _full_precision(specification):
+            return self._lower(specification)
+
+    def _require(self, specification: Tensor) -> None:
         classes = self.classes
         if specification.dim() != 3 or specification.shape[2] != classes:
             found = tuple(specification.shape)
             raise ConfigError(
                 "specification", [f"expected (N, S, {classes}) for {classes} classes, got {found}"]
             )
+
+    def _lower(self, specification: Tensor) -> Tensor:
         if self.layer is None:
             rows, centre, radius = specification, self.last.centre, self.last.radius
         else:
@@ -352,12 +358,16 @@ class Bounds:
 
         Source: arXiv:1906.06316, section 3, and arXiv:1811.00866 for the slopes; for `dual`
         arXiv:1711.00851, section 3.
+
+        Raises:
+            ConfigError: the specification is for another number of classes.
         """
+        self._require(specification)
         regions, tape = self.traced
-        if self.layer is None:
+        if self.layer is not None:
+            tape = [*tape, _back_through(self.layer, (self.layer.in_features,))]
+        with _full_precision(specification):
             return _pulled(regions, tape, specification)
-        last = _back_through(self.layer, (self.layer.in_features,))
-        return _pulled(regions, [*tape, last], specification)
 
 
 def _pulled(regions: Sequence[Region], tape: Sequence[Pull], rows: Tensor) -> Tensor:
@@ -410,6 +420,23 @@ def propagate(
         ConfigError: a layer that cannot be bounded, or not backward where it is to be traced, by
             name; batch norm in train mode without clean examples.
     """
+    with _full_precision(regions[0].centre):
+        return _propagated(model, regions, clean, keep, trace, dual)
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    """No autocast: in bf16 a radius of 1e-6 beside a centre of 1 is lost."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _propagated(
+    model: nn.Module,
+    regions: Sequence[Region],
+    clean: Tensor | None,
+    keep: bool,
+    trace: bool,
+    dual: bool,
+) -> Bounds:
     walk, given = _Walk(model, keep, trace or dual, regions if dual else ()), regions
     *layers, last = flattened(model)
     value: _Inputs | Interval = _Inputs(clean, regions)
@@ -543,6 +570,7 @@ class _Walk:
             size = _laid_out(torch.abs, layer.weight)  # type: ignore[arg-type]
             return value.mapped(layer, lambda radius: _affine(layer, radius, size, None))  # type: ignore[arg-type]
         if kind in _MONOTONE:
+            self._require_monotone(layer)
             return self._monotone(layer, value)
         if isinstance(layer, _BatchNorm):
             return self._normalised(layer, value)
@@ -555,6 +583,12 @@ class _Walk:
                 value = self.interval(self.through(child, value))
             return value
         return self._composed(layer, value)
+
+    def _require_monotone(self, layer: nn.Module) -> None:
+        if getattr(layer, "inplace", False):
+            self._refuse(layer, "inplace=True overwrites what bounds are computed from")
+        if getattr(layer, "negative_slope", 0) < 0:
+            self._refuse(layer, "with a negative slope it falls before it grows")
 
     def _monotone(self, layer: nn.Module, value: Interval) -> Interval:
         if isinstance(layer, nn.ReLU):
@@ -680,23 +714,23 @@ _FUNCTIONS: set[object] = {
 
 
 class _Graph:
-    """A module whose forward is traced: submodules, sums, and the functions above."""
+    """A module whose forward is traced: submodules, sums, and the functions above.
 
-    _traced: WeakKeyDictionary[nn.Module, fx.Graph] = WeakKeyDictionary()
+    Traced each time: what a forward does may depend on the module's mode and attributes.
+    """
 
     def __init__(self, walk: _Walk, module: nn.Module) -> None:
         self.walk, self.module = walk, module
-        if module not in self._traced:
-            try:
-                self._traced[module] = _Tracer().trace(module)
-            except Exception as error:  # whatever the module's own code makes of a proxy
-                walk._refuse(module, f"its forward cannot be traced ({error})")
+        try:
+            self.traced = _Tracer().trace(module)
+        except Exception as error:  # whatever the module's own code makes of a proxy
+            walk._refuse(module, f"its forward cannot be traced ({error})")
 
     def run_on(self, value: Interval) -> Interval:
         """The module's output, from its only input."""
         known: dict[fx.Node, Interval] = {}
         inputs = 0
-        for node in self._traced[self.module].nodes:
+        for node in self.traced.nodes:
             if node.op == "placeholder":
                 inputs += 1
                 known[node] = value
@@ -714,11 +748,14 @@ class _Graph:
         given = [known[arg] for arg in node.args if isinstance(arg, fx.Node) and arg in known]
         if node.op == "call_module" and len(given) == 1:
             return self.walk._beyond(self.module.get_submodule(target), given[0])
-        if target in _SUMS and len(given) == len(node.args) == 2:
+        name, rest = getattr(target, "__name__", target), node.args[1:]
+        if target in _SUMS and len(given) == len(node.args) == 2 and not node.kwargs:
             return given[0].plus(given[1])
         if target not in _FUNCTIONS or len(given) != 1:
-            return self.walk._refuse(self.module, f"it uses {getattr(target, '__name__', target)}")
-        rest: Any = node.args[1:]
+            return self.walk._refuse(self.module, f"it uses {name}")
+        if target is F.relu and (any(rest) or any(node.kwargs.values())):
+            problem = f"{name}: inplace=True overwrites what bounds are computed from"
+            return self.walk._refuse(self.module, problem)
 
         def act(x: Tensor) -> Tensor:
             function = getattr(type(x), target) if node.op == "call_method" else target
