@@ -191,8 +191,10 @@ def export(
     """Write ONNX and VNN-LIB files, for complete verifiers to decide what is undecided."""
     from robustfront import sweep
 
-    count = sweep.export(name, trial, out, timeout)
+    count, others = sweep.export(name, trial, out, timeout)
     print(f"{out}: model.onnx and {count} undecided examples in instances.csv")
+    if others:
+        print(f"left out: {', '.join(others)}, which VNN-LIB cannot say (it has boxes only)")
 
 
 @app.command()

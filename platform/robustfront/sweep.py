@@ -261,7 +261,9 @@ def certify(
     return _again(sweep, "certify", trial, settings, executor, address)
 
 
-def export(sweep: str | Path, trial: str | None, out: Path, timeout: float = 100.0) -> int:
+def export(
+    sweep: str | Path, trial: str | None, out: Path, timeout: float = 100.0
+) -> tuple[int, list[str]]:
     """Write what other verifiers need to decide what nothing here has decided of a trial.
 
     Args:
@@ -270,10 +272,10 @@ def export(sweep: str | Path, trial: str | None, out: Path, timeout: float = 100
         timeout: seconds for each example.
 
     Returns:
-        How many examples that are, for all threats.
+        How many examples that are, for all threats that are boxes, and the names of the others.
 
     Raises:
-        ConfigError: no such trial, a threat that is no box, or a folder that exists.
+        ConfigError: no such trial, no threat that is a box, or a folder that exists.
         DataError: no such sweep, or data that cannot be read.
     """
     opened = Sweep.open(sweep)
@@ -388,7 +390,7 @@ def _final(job: Job, suite: str | None) -> Final:
         return job.evaluate.final
     if suite not in ATTACKS.classes:
         raise ConfigError("--suite", [f"got {suite!r}{nearest(suite, [*ATTACKS.classes])}"])
-    return Final(attack=ATTACKS.classes[suite](), examples=job.evaluate.final.examples)
+    return job.evaluate.final.model_copy(update={"attack": ATTACKS.classes[suite]()})
 
 
 def _chosen(job: Job, state: SweepState, trial: str | None) -> list[str]:

@@ -324,3 +324,31 @@ def test_certified_errors_of_several_threats_and_verifiers():
     assert errors["certified_error"] == 0.25, "each verifier's proofs count"
     again = Records.joined([records, records])
     assert len(again.certified["l2_1/ibp"]) == 8
+
+
+def test_a_verifier_of_one_threat_does_not_stand_for_the_union():
+    label = plain = np.zeros(4, np.int64)
+    proofs = {
+        "linf_0.1/ibp": np.array([1, 0, 0, 0], np.int8),
+        "l2_1/ibp": np.array([1, 0, 0, 0], np.int8),
+        "linf_0.1/ibp-other": np.array([1, 1, 1, 1], np.int8),
+    }
+    errors = Records(label, plain, {}, proofs).errors("test")
+    assert errors["certified_error"] == 0.75, "three are proved within linf only"
+    assert errors["test/certified_error/union/ibp"] == 0.75
+    assert "test/certified_error/union/ibp-other" not in errors
+
+
+def test_proofs_of_a_smoothed_classifier_are_not_put_together_with_those_of_the_model():
+    label = plain = np.zeros(4, np.int64)
+    records = Records(
+        label,
+        plain,
+        {},
+        {
+            "l2_1/ibp": np.array([0, 0, 1, 1], np.int8),
+            "l2_1/smoothing": np.array([1, 0, 0, 0], np.int8),
+        },
+        smoothed={"smoothing": label},
+    )
+    assert records.errors("test")["certified_error"] == 0.75

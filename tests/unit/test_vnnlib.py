@@ -85,6 +85,21 @@ def test_a_model_that_changes_on_its_way_is_refused(monkeypatch: pytest.MonkeyPa
         vnnlib.to_onnx(model, torch.rand(2, 1, 4, 4))
 
 
+def test_a_model_that_predicts_another_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(MLP(hidden=(8,)), (1, 4, 4), 3, (0.3,), (0.2,)).eval()
+    x = torch.rand(2, 1, 4, 4)
+    with torch.no_grad():
+        model.body[-1].weight.zero_()  # type: ignore[index, operator, union-attr]
+        model.body[-1].bias.copy_(torch.tensor([1e-6, 0, 0]))  # type: ignore[index, union-attr]
+    moved = np.array([0, 2e-6, 0], np.float32)
+    true = onnxruntime.InferenceSession.run
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession, "run", lambda self, *a: [true(self, *a)[0] + moved]
+    )
+    with pytest.raises(RobustfrontError, match="2 of 2 predictions"):
+        vnnlib.to_onnx(model, x)
+
+
 def test_verdicts_of_several_verifiers_are_read(tmp_path: Path) -> None:
     file = tmp_path / "results.csv"
     file.write_text(
@@ -95,8 +110,13 @@ def test_verdicts_of_several_verifiers_are_read(tmp_path: Path) -> None:
         "\n"
         "linf_0.1/5.vnnlib,safe-incomplete,1.0\n"
         "linf_0.1/5.vnnlib,safe-incomplete,1.0\n"
+        "linf_0.05/5.vnnlib,sat,1.0\n"
+        "linf_0.05/6.vnnlib,unsat,1.0\n"
     )
-    found = vnnlib.read_verdicts(file)
+    assert vnnlib.read_verdicts(file, "linf_0.05") == {5: "refuted", 6: "proved"}
+    with pytest.raises(DataError, match=r"on linf_0.2 \(only on linf_0.05, linf_0.1\)"):
+        vnnlib.read_verdicts(file, "linf_0.2")
+    found = vnnlib.read_verdicts(file, "linf_0.1")
     assert found == {3: "proved", 12: "refuted", 4: "open", 5: "proved"}
     known = np.array([1, 0, -1, 0, 0, 0, *[0] * 8], np.int8)
     added = vnnlib.with_verdicts(known, found, "results.csv")
@@ -106,9 +126,10 @@ def test_verdicts_of_several_verifiers_are_read(tmp_path: Path) -> None:
 
 BAD = {
     "nothing": ("", "holds no verdict"),
-    "a word that is no verdict": ("a,b\n1.vnnlib,perhaps\n", "with a verdict"),
+    "a word that is no verdict": ("a,b\nt/1.vnnlib,perhaps\n", "with a verdict"),
     "no property": ("a,b\nunsat,3\n", "not a property"),
-    "two verdicts": ("1.vnnlib,unsat\n1.vnnlib,sat\n", "another verdict on 1"),
+    "a property of no threat": ("1.vnnlib,unsat\n", "not a property <threat>/<number>"),
+    "two verdicts": ("t/1.vnnlib,unsat\nt/1.vnnlib,sat\n", "another verdict on 1"),
 }
 
 
@@ -117,9 +138,9 @@ def test_what_are_no_verdicts_is_refused(text: str, message: str, tmp_path: Path
     file = tmp_path / "results.csv"
     file.write_text(text)
     with pytest.raises(DataError, match=message):
-        vnnlib.read_verdicts(file)
+        vnnlib.read_verdicts(file, "t")
     with pytest.raises(DataError, match="cannot be read"):
-        vnnlib.read_verdicts(tmp_path / "nowhere.csv")
+        vnnlib.read_verdicts(tmp_path / "nowhere.csv", "t")
 
 
 def test_verdicts_that_contradict_what_is_known_are_refused() -> None:

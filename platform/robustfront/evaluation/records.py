@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -99,6 +99,11 @@ class Records:
         first = [{k: found[:n] for k, found in getattr(self, kind).items()} for kind in kinds]
         return Records(self.label[:n], self.plain[:n], *first)
 
+    def without(self, verifier: str) -> Records:
+        """Without the certificates of one verifier."""
+        kept = {k: v for k, v in self.certified.items() if k.partition("/")[2] != verifier}
+        return replace(self, certified=kept)
+
     def part(self, name: str, n: int) -> Records:
         """The first n examples, under one attack."""
         return Records(self.label[:n], self.plain[:n], {name: self.attacked[name][:n]})
@@ -133,21 +138,26 @@ class Records:
         return {**short, **long}
 
     def _unproven(self, split: str) -> dict[str, np.ndarray]:
-        """`certified_error` is that on the union: all threats must be proved for an example."""
+        """`certified_error` is that on the union: each threat must be proved for an example, by
+        whichever verifier. Where something is smoothed it is about the first smoothed classifier.
+        """
         long = {
             f"{split}/certified_error/{name}": found != 1 for name, found in self.certified.items()
         }
-        verifiers = {name.partition("/")[2] for name in self.certified}
-        by_verifier = {
-            verifier: np.logical_or.reduce(
-                [wrong for name, wrong in long.items() if name.endswith(f"/{verifier}")]
-            )
-            for verifier in verifiers
-        }
-        if len(self.certified) > len(verifiers):
-            long |= {f"{split}/certified_error/union/{v}": by_verifier[v] for v in verifiers}
-        # Of several verifiers each proof counts.
-        short = {"certified_error": np.logical_and.reduce([*by_verifier.values()])} if long else {}
+        open_: dict[str, dict[str, np.ndarray]] = {}
+        for name, found in self.certified.items():
+            threat, _, verifier = name.partition("/")
+            open_.setdefault(threat, {})[verifier] = found != 1
+        for verifier in dict.fromkeys(name.partition("/")[2] for name in self.certified):
+            parts = [found[verifier] for found in open_.values() if verifier in found]
+            if 1 < len(parts) == len(open_):
+                wrong = np.logical_or.reduce(parts)
+                long[f"{split}/certified_error/union/{verifier}"] = wrong
+        smoothed = next(iter(self.smoothed), None)
+        if smoothed is not None:
+            open_ = {t: {smoothed: f[smoothed]} for t, f in open_.items() if smoothed in f}
+        each = [np.logical_and.reduce([*found.values()]) for found in open_.values()]
+        short = {"certified_error": np.logical_or.reduce(each)} if each else {}
         return {**short, **long}
 
     def union(self, threats: Sequence[str] | None = None) -> np.ndarray:

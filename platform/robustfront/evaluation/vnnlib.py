@@ -24,6 +24,9 @@ _PROVED = {"unsat", "holds", "verified", "safe", "safe-incomplete", "safe-bab", 
 _REFUTED = {"sat", "violated", "falsified", "unsafe", "unsafe-pgd", "unsafe-bab"}
 _OPEN = {"unknown", "timeout", "error", "crash", "crashed", "out-of-memory", "run_instance_timeout"}
 
+# As `instances.csv` has them, wherever the folder was.
+_PROPERTY = re.compile(r"(?:.*[/\\])?(?P<threat>[^/\\]+)[/\\](?P<number>\d+)\.vnnlib(?:\.gz)?")
+
 _TOLERANCE = 1e-4
 _COMPARED = 100
 
@@ -68,8 +71,10 @@ def to_onnx(model: nn.Module, x: Tensor) -> bytes:
     with torch.no_grad():
         ours = plain.double()(x.double()).numpy()
     difference = float(np.abs(theirs - ours).max())
-    if difference > _TOLERANCE * (1 + float(np.abs(ours).max())):
-        raise RobustfrontError(f"the exported model's logits differ by {difference:.3g}")
+    others = int((theirs.argmax(1) != ours.argmax(1)).sum())
+    if difference > _TOLERANCE * (1 + float(np.abs(ours).max())) or others:
+        problem = f"logits differ by {difference:.3g}, {others} of {len(x)} predictions"
+        raise RobustfrontError(f"the exported model's {problem}")
     return weights
 
 
@@ -115,34 +120,40 @@ def instances(names: Iterable[str], timeout: float) -> str:
     return "".join(f"model.onnx,{name},{timeout:g}\n" for name in names)
 
 
-def read_verdicts(path: Path) -> dict[int, str]:
+def read_verdicts(path: Path, threat: str) -> dict[int, str]:
     """What a verifier says of each example: `proved`, `refuted` or `open`, by its number.
 
     Args:
-        path: lines of cells, of which one ends in `<number>.vnnlib` and one is a verdict, as
-            VNN-COMP's and alpha-beta-CROWN's results.
+        path: lines of cells, of which one ends in `<threat>/<number>.vnnlib` and one is a verdict,
+            as VNN-COMP's and alpha-beta-CROWN's results.
+        threat: the name of the one that is asked for; lines on others are passed over.
 
     Raises:
-        DataError: no such file, a line without either, or two verdicts on an example.
+        DataError: no such file, a line without either, two verdicts on an example, or none within
+            the threat.
     """
     try:
         rows = list(csv.reader(path.read_text().splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     found: dict[int, str] = {}
+    others: set[str] = set()
     for line, row in enumerate(rows, 1):
         cells = [cell.strip() for cell in row]
-        numbers = [re.fullmatch(r"(?:.*[/\\])?(\d+)\.vnnlib(?:\.gz)?", cell) for cell in cells]
-        known = [int(match[1]) for match in numbers if match]
+        known = [match for cell in cells if (match := _PROPERTY.fullmatch(cell))]
         words = [kind for cell in cells if (kind := _kind(cell))]
-        if not known and (line == 1 or not any(cells)):
+        if not any(".vnnlib" in cell for cell in cells) and (line == 1 or not any(cells)):
             continue  # the heads of columns
         if len(known) != 1 or not words:
-            raise DataError(f"{path}:{line}: not a property <number>.vnnlib with a verdict: {row}")
-        if found.setdefault(known[0], words[-1]) != words[-1]:
-            raise DataError(f"{path}:{line}: another verdict on {known[0]} than before")
+            problem = "not a property <threat>/<number>.vnnlib with a verdict"
+            raise DataError(f"{path}:{line}: {problem}: {row}")
+        if known[0]["threat"] != threat:
+            others.add(known[0]["threat"])
+        elif found.setdefault(int(known[0]["number"]), words[-1]) != words[-1]:
+            raise DataError(f"{path}:{line}: another verdict on {known[0]['number']} than before")
     if not found:
-        raise DataError(f"{path}: holds no verdict")
+        has = f" (only on {', '.join(sorted(others))})" if others else ""
+        raise DataError(f"{path}: holds no verdict on {threat}{has}")
     return found
 
 

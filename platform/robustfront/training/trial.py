@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfront.attacks import Attack
-from robustfront.certifiers import Smoothing
+from robustfront.certifiers import Certifier, Smoothing
 from robustfront.config import TrialConfig, load_trial
 from robustfront.data import Corrupted, DataSet, RawData, Split, split_data
 from robustfront.errors import ConfigError, OutOfMemory, is_full
@@ -58,6 +58,7 @@ from robustfront.evaluation.vnnlib import (
     with_verdicts,
 )
 from robustfront.files import write_bytes
+from robustfront.registry import Component
 from robustfront.threats import Threat
 from robustfront.training.checkpoint import (
     check_init,
@@ -174,7 +175,7 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
         test = test.first(final.examples)
     path = records_of_test(folder, final.attack)
     stages = stages_of(config.threat, final.attack)
-    progress = Progress(test.y, stages, path, _identity(config, model))
+    progress = Progress(test.y, stages, path, _identity(config, model, final.attack))
     key, batch_size = ("evaluate", "test"), config.evaluate.batch_size
     for _ in measuring(model, test, config.threat, final.attack, key, batch_size, progress):
         yield progress.share
@@ -183,12 +184,13 @@ def measure_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
 def certify_final(config: TrialConfig, folder: Path, raw: RawData | None = None) -> Iterator[float]:
     """Certificates for the same examples, by `evaluate.final.certify` or else `evaluate.certify`.
 
-    They go to `test-certified.npz`, from which a later call goes on. Examples that `measure_final`
-    has found fooled, where it was called, need none.
+    They go to `test-certified.npz`, from which a later call goes on, and where proofs of other
+    certifiers stay. Examples that `measure_final` has found fooled, where it was called, need none.
 
     Raises:
         ConfigError: a model or threat that the certifier cannot handle.
         DataError: the checkpoint or the data cannot be read.
+        SoundnessError: a proof, be it an earlier one, that an attack contradicts.
     """
     final, certifier = config.evaluate.final, config.certifier(final=True)
     if certifier is None:
@@ -200,11 +202,11 @@ def certify_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
     if isinstance(certifier, Smoothing):
         data = split_data(config.data, raw or config.data.load(), test.y.device)
         anchors = anchors_for(certifier, data.train)
-    told = _identity(config, model) + certifier.model_dump_json()
+    path, told = records_of_certificates(folder), _told(config, model, certifier)
     found = yield from _going_on(
-        records_of_certificates(folder),
+        path,
         told,
-        records,
+        _with_known(path, told, records, certifier),
         lambda known, save: certifying(model, test, config.threat, certifier, known, save, anchors),
     )
     if isinstance(certifier, Smoothing) and config.evaluate.gates is not None:
@@ -229,42 +231,67 @@ def certify_unseen(
         return
     model, test = _model_and_test(config, folder, raw)
     test = test if final.examples is None else test.first(final.examples)
-    records = _attacked(model, test, folder / "test-unseen.npz")
-    told = _identity(config, model) + json.dumps([one.model_dump(mode="json") for one in unseen])
+    path, told = records_of_unseen_certificates(folder), _told(config, model, *unseen)
     yield from _going_on(
-        records_of_unseen_certificates(folder),
+        path,
         told,
-        records,
+        _with_known(path, told, _attacked(model, test, folder / "test-unseen.npz")),
         lambda known, save: certifying_changes(model, test, unseen, known, save),
     )
 
 
 _Save = Callable[[Records], None]
+_Told = dict[str, str]
+
+
+def _told(config: TrialConfig, model: nn.Module, *by: Component) -> _Told:
+    """What certificates are of, and what they were found by."""
+    return {"identity": _identity(config, model), "by": "\n".join(c.model_dump_json() for c in by)}
+
+
+def _with_known(
+    path: Path, told: _Told, records: Records, certifier: Certifier | None = None
+) -> Records:
+    """Records with the certificates of a file that are of the same model and examples.
+
+    Those that the certifier found with other settings are left out, and all of them where one of
+    both is about a smoothed classifier.
+
+    Raises:
+        SoundnessError: the attacks of the records contradict one.
+    """
+    said = read_arrays(path) if path.exists() else {}
+    if str(said.get("identity")) != told["identity"]:
+        return records
+    known = replace(Records.load(path), attacked=records.attacked)
+    if str(said.get("by")) == told["by"]:
+        return known
+    if certifier is None or isinstance(certifier, Smoothing) or known.smoothed:
+        return records
+    return known.without(certifier.name)
 
 
 def _going_on(
     path: Path,
-    told: str,
+    told: _Told,
     records: Records,
     work: Callable[[Records, _Save], Iterator[tuple[float, Records]]],
 ) -> Generator[float, None, Records]:
-    """Certificates that are kept in a file as they come, and go on from what is there.
-
-    Args:
-        told: what they depend on; a file that says something else is begun anew.
-    """
-    said = np.array(told)
-    if path.exists() and str(read_arrays(path).get("identity")) == told:
-        records = replace(Records.load(path), attacked=records.attacked)
+    """Certificates that are kept in a file as they come."""
 
     def save(records: Records) -> None:
-        write_bytes(path, replace(records, attacked={}).to_bytes({"identity": said}))
+        _write_certificates(path, told, records)
 
     for share, found in work(records, save):
         yield share
         records = found
     save(records)
     return records
+
+
+def _write_certificates(path: Path, told: _Told, records: Records) -> None:
+    said = {name: np.array(value) for name, value in told.items()}
+    write_bytes(path, replace(records, attacked={}).to_bytes(said))
 
 
 def _attacked(model: nn.Module, test: Split, path: Path) -> Records:
@@ -276,22 +303,23 @@ def _attacked(model: nn.Module, test: Split, path: Path) -> Records:
 
 def export_final(
     config: TrialConfig, folder: Path, out: Path, timeout: float, raw: RawData | None = None
-) -> int:
+) -> tuple[int, list[str]]:
     """What other verifiers need to decide the examples that nothing here has decided.
 
     Writes `model.onnx`, `<threat>/<number>.vnnlib` and `instances.csv` to a new folder: of the
     examples of `measure_final` those that are right, not fooled and not proved, for all one knows.
 
     Returns:
-        How many there are, for all threats.
+        How many there are, for all threats that are boxes, and the names of the other threats.
 
     Raises:
-        ConfigError: a threat that is no box; a folder that exists.
+        ConfigError: no threat is a box; a folder that exists.
         DataError: the checkpoint or the data cannot be read.
         RobustfrontError: onnx is not installed, or the exported model computes something else.
     """
-    for threat in config.threat:
-        require_box(threat)
+    boxes = [threat for threat in config.threat if threat.is_box]
+    if not boxes:
+        require_box(config.threat[0])
     if out.exists():
         raise ConfigError("--out", [f"{out} exists"])
     model, test = _model_and_test(config, folder, raw)
@@ -304,7 +332,7 @@ def export_final(
         f"{threat.name}/{number}.vnnlib": specification(
             x[number].cpu(), int(y[number]), classes, threat
         )
-        for threat in config.threat
+        for threat in boxes
         for number in np.flatnonzero(_undecided(records, threat)).tolist()
     }
     for name, text in files.items():
@@ -313,7 +341,7 @@ def export_final(
     out.mkdir(parents=True, exist_ok=True)
     write_bytes(out / "model.onnx", weights)
     write_bytes(out / "instances.csv", instances(files, timeout).encode())
-    return len(files)
+    return len(files), [threat.name for threat in config.threat if not threat.is_box]
 
 
 def import_verdicts(
@@ -330,7 +358,7 @@ def import_verdicts(
         DataError: verdicts that cannot be read, or that contradict what is known.
         SoundnessError: a proof that an attack contradicts.
     """
-    found = read_verdicts(verdicts)
+    found = read_verdicts(verdicts, threat.name)
     model, test = _model_and_test(config, folder, None)
     examples = config.evaluate.final.examples
     test = test if examples is None else test.first(examples)
@@ -341,8 +369,9 @@ def import_verdicts(
     proved = with_verdicts(known, found, str(verdicts))
     name = f"{before or threat.name + '/'}{'-' if before else ''}{verifier}"
     records = replace(records, certified={**records.certified, name: proved})
-    said = np.array(_identity(config, model))
-    write_bytes(path, replace(records, attacked={}).to_bytes({"identity": said}))
+    # As the certifier's own: a later one goes on from them.
+    by = str(read_arrays(path).get("by", "")) if path.exists() else ""
+    _write_certificates(path, {**_told(config, model), "by": by}, records)
     kinds = [*found.values()]
     counts = {f"test/verdicts/{kind}": float(kinds.count(kind)) for kind in sorted({*kinds})}
     return {f"test/certified_error/{name}": float((proved != 1).mean()), **counts}
@@ -352,9 +381,8 @@ def _known(config: TrialConfig, folder: Path, model: nn.Module, test: Split) -> 
     """All that attacks and certifiers have found out about these examples."""
     attacked = _attacked(model, test, records_of_test(folder, config.evaluate.final.attack))
     path = records_of_certificates(folder)
-    if path.exists() and len(known := Records.load(path)) == len(test):
-        return replace(known, attacked=attacked.attacked)
-    return attacked
+    said = str(read_arrays(path).get("by", "")) if path.exists() else ""
+    return _with_known(path, {**_told(config, model), "by": said}, attacked)
 
 
 def _undecided(records: Records, threat: Threat) -> np.ndarray:
@@ -435,8 +463,8 @@ def measure_unseen(
     model, test = _model_and_test(config, folder, raw)
     examples, size = config.evaluate.final.examples, config.evaluate.batch_size
     test = test if examples is None else test.first(examples)
-    said = _identity(config, model) + json.dumps([one.model_dump(mode="json") for one in unseen])
     stages = dict.fromkeys([one.name for one in unseen], 1)
+    said = _identity(config, model, *unseen)
     progress = Progress(test.y, stages, folder / "test-unseen.npz", said)
     for _ in measuring_changed(model, test, unseen, ("evaluate", "test"), size, progress):
         yield progress.share
@@ -546,8 +574,8 @@ def _selected(folder: Path, device: torch.device) -> nn.Module:
     return load_model(folder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _identity(config: TrialConfig, model: nn.Module) -> str:
-    """What a measurement depends on."""
+def _identity(config: TrialConfig, model: nn.Module, *by: Component) -> str:
+    """What a measurement depends on: model, data, threats, examples, and what it is made by."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -555,7 +583,8 @@ def _identity(config: TrialConfig, model: nn.Module) -> str:
     said = [
         config.data.model_dump(mode="json"),
         threats,
-        config.evaluate.final.model_dump(mode="json"),
+        config.evaluate.final.examples,
+        *[component.model_dump(mode="json") for component in by],
     ]
     digest.update(json.dumps(said, sort_keys=True).encode())
     return digest.hexdigest()
