@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,6 +14,7 @@ from robustfront.ledger import Trial
 from robustfront.search.cells import CellProposer
 from robustfront.search.plan import Plan, load_plan
 from robustfront.search.samplers import PastProposal
+from robustfront.tracking.ablation_view import _mean
 from tiny_job import JOB, write_job
 
 FACTORS: dict[str, Any] = {
@@ -168,3 +170,11 @@ def test_a_level_that_replaces_a_whole_part_is_shown_on_one_line() -> None:
     }
     trial = Trial("an id", 0, 0, values, {}, {}, {})
     assert summary(trial) == "method={type=cure inner={steps=3}} eps=0.125 mix=0.25/0.75"
+
+
+def test_a_seed_that_diverged_has_every_example_wrong_and_shortens_nothing() -> None:
+    wrong = np.array([0, 1, 0, 0])
+    diverged = np.ones(1)
+    np.testing.assert_array_equal(_mean([wrong, diverged]), [0.5, 1, 0.5, 0.5])
+    np.testing.assert_array_equal(_mean([wrong, wrong[:3]]), [0, 1, 0])
+    np.testing.assert_array_equal(_mean([diverged, diverged]), [1])

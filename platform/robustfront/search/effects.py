@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
 
 from robustfront.ablation import model_matrix
 
@@ -19,6 +22,7 @@ Levels = Mapping[str, str]
 
 LEVEL = 0.95
 _DRAWS = 2000
+_MOST = 1e4  # beyond which as many degrees of freedom are all
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +50,16 @@ class Effects:
     least squares to the cells there are, each with the same weight; without the interactions where
     a fraction cannot tell them. A full design's effects are differences of plain means.
 
-    Intervals of 95 % are from 2,000 bootstrap draws. A draw takes test examples with replacement,
-    the same ones for all cells, and for each cell as many seeds as it has: residuals from the mean
-    of their cell, pooled over cells and widened for the degrees of freedom, divided by the draw's
-    own deviation and multiplied by that of the data (bootstrap-t). With one seed they are about the
-    examples alone.
+    Intervals of 95 % are from 2,000 draws. A draw takes test examples with replacement, the same
+    ones for all cells, and moves the mean of each cell by what its seeds leave open: normal, with a
+    variance that is drawn, too. A cell has few seeds, so its variance is moderated: raised towards
+    that of all cells, the more the more alike theirs are; one cell whose seeds are far apart, or
+    where one has diverged, widens what it is part of and little else. With one seed intervals are
+    about the examples alone.
 
-    Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), chapters 2 and 6;
-    Westfall and Young, Resampling-Based Multiple Testing (1993), for `p_family`.
+    Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), chapter 2, for
+    examples; Smyth, Linear models and empirical Bayes methods (2004), sections 3 and 6, for
+    variances; Westfall and Young, Resampling-Based Multiple Testing (1993), for `p_family`.
 
     Args:
         compared: the factor whose levels are compared with its first one in `gaps`.
@@ -156,16 +162,6 @@ class Effects:
             }
         )
 
-    @cached_property
-    def marginals(self) -> pd.DataFrame:
-        """The mean error at each level of each factor: `factor`, `level`, `mean`, `low`, `high`."""
-        rows = [
-            (factor, level, self._mean({factor: level}))
-            for factor, levels in self.names.items()
-            for level in levels
-        ]
-        return self._table(["factor", "level"], rows).rename(columns={"effect": "mean"})
-
     # -- linear functions of the means of the cells
 
     @property
@@ -209,8 +205,8 @@ class Effects:
     @cached_property
     def _noise(self) -> Array:
         """The variance of each cell's mean that its seeds leave."""
-        _, deviation = _pooled(self._values)
-        return np.array([deviation**2 / len(values) for values in self._values])
+        variance, _ = moderated(self._values)
+        return variance / [len(values) for values in self._values]
 
     @cached_property
     def _draws(self) -> Array:
@@ -219,21 +215,7 @@ class Effects:
         drawn = np.repeat(self.means[None], _DRAWS, axis=0)
         if self._mistakes is not None:
             drawn = drawn + _of_examples(self._mistakes, source)
-        residuals, deviation = _pooled(self._values)
-        if not deviation:
-            return drawn
-        counts = [len(values) for values in self._values]
-        picked = source.choice(residuals, size=(_DRAWS, sum(counts)))
-        edges = np.cumsum(counts)[:-1]
-        by_cell = np.split(picked, edges, axis=1)
-        means = np.stack([part.mean(axis=1) for part in by_cell], axis=1)
-        inside = np.concatenate(
-            [part - part.mean(axis=1, keepdims=True) for part in by_cell], axis=1
-        )
-        freedom = sum(counts) - len(counts)
-        own = np.sqrt(np.square(inside).sum(axis=1) / freedom)
-        drawn = drawn + means * (deviation / own.clip(min=deviation / 100))[:, None]
-        return np.asarray(drawn, dtype=np.float64)
+        return drawn + _of_seeds(self._values, source)
 
     def _table(self, heads: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
         """Rows whose last entry are weights of the cells, as effects with intervals."""
@@ -241,9 +223,10 @@ class Effects:
         effect = weights @ self.means
         moved = self._draws @ weights.T - effect
         half = np.quantile(np.abs(moved), LEVEL, axis=0)
-        deviation = np.sqrt(np.square(moved).mean(axis=0)).clip(min=1e-300)
-        largest = np.abs(moved / deviation).max(axis=1)
-        clearer = largest[:, None] >= np.abs(effect / deviation)[None] - 1e-12
+        # In units in which each effect is as likely to be large: variances may be infinite.
+        unit = half.clip(min=1e-300)
+        largest = np.abs(moved / unit).max(axis=1)
+        clearer = largest[:, None] >= np.abs(effect / unit)[None] - 1e-12
         names = {head: [row[at] for row in rows] for at, head in enumerate(heads)}
         found = {"effect": effect, "low": effect - half, "high": effect + half}
         return pd.DataFrame({**names, **found, "p_family": clearer.mean(axis=0)})
@@ -259,17 +242,48 @@ def _within(cell: Levels, levels: Levels) -> bool:
     return all(cell[name] == level for name, level in levels.items())
 
 
-def _pooled(values: Sequence[Array]) -> tuple[Array, float]:
-    """Residuals from the mean of each cell, widened to the deviation of one value; and that."""
-    freedom = sum(len(own) - 1 for own in values)
-    if freedom == 0:
-        return np.zeros(1), 0.0
-    several = [own for own in values if len(own) > 1]
-    residuals = np.concatenate(
-        [(own - own.mean()) * np.sqrt(len(own) / (len(own) - 1)) for own in several]
-    )
-    squares = sum(float(np.square(own - own.mean()).sum()) for own in several)
-    return residuals - residuals.mean(), float(np.sqrt(squares / freedom))
+def moderated(values: Sequence[Array]) -> tuple[Array, float]:
+    """The variance of one value in each cell, and how many values that of all cells counts for.
+
+    (d s^2 + d_0 s_0^2) / (d + d_0), of a cell's own s^2 with d degrees of freedom and of s_0^2,
+    which counts for d_0: fitted to how far log s^2 varies between cells beyond chance, infinite
+    where it does not. 0 where no cell has two values that differ.
+
+    Source: Smyth (2004), section 6.2.
+    Deviates: where d_0 is finite an s^2 above that is kept, for a few cells that are unlike many
+    others are not what the fit supposes.
+    """
+    freedom = np.array([len(own) - 1 for own in values], dtype=np.float64)
+    squares = np.array([np.square(own - own.mean()).sum() for own in values])
+    if not squares.any():
+        return squares, math.inf
+    pooled = squares.sum() / freedom.sum()
+    some = freedom > 0
+    d, own = freedom[some], squares[some] / freedom[some]
+    logs = np.log(own.clip(min=1e-5 * pooled)) - digamma(d / 2) + np.log(d / 2)
+    beyond = logs.var(ddof=1) - polygamma(1, d / 2).mean() if some.sum() > 1 else 0.0
+    if beyond <= polygamma(1, _MOST):
+        return np.full(len(values), pooled), math.inf
+    half = brentq(lambda x: polygamma(1, x) - beyond, 1e-3, _MOST)
+    prior = np.exp(logs.mean() + digamma(half) - np.log(half))
+    variance = (squares + 2 * half * prior) / (freedom + 2 * half)
+    variance[some] = np.maximum(variance[some], own)
+    return variance, 2 * half
+
+
+def _of_seeds(values: Sequence[Array], source: np.random.Generator) -> Array:
+    """How far the means of the cells may be off by their few seeds, (draws, cells)."""
+    variance, prior = moderated(values)
+    counts = np.array([len(own) for own in values])
+    freedom = max(int(counts.sum()) - len(counts), 1)
+    # Of the variance that all cells share, then of each cell's own.
+    shared = freedom / source.chisquare(freedom, (_DRAWS, 1))
+    own = np.ones(len(counts))
+    if math.isfinite(prior):
+        d = counts - 1 + prior
+        own = d / source.chisquare(d, (_DRAWS, len(d)))
+    moved: Array = np.sqrt(shared * own * variance / counts)
+    return moved * source.standard_normal((_DRAWS, len(counts)))
 
 
 def _of_examples(mistakes: Sequence[Array], source: np.random.Generator) -> Array:

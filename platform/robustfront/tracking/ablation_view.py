@@ -157,11 +157,13 @@ def _analysed(
 
 
 def _mistakes(folder: Path, trial: Trial, split: str) -> _Mistakes:
-    """Which examples a trial gets wrong, by error; nothing before it is measured."""
-    config = TrialConfig.model_validate(trial.config)
-    examples = config.evaluate.final.examples or 1
+    """Which examples a trial gets wrong, by error; nothing before it is measured.
+
+    One entry stands for all examples: a trial that diverged has no records.
+    """
     if trial.status == "diverged":
-        return {error: np.ones(examples) for error in _ERRORS}
+        return {error: np.ones(1) for error in _ERRORS}
+    config = TrialConfig.model_validate(trial.config)
     own = folder / "trials" / trial.id
     if split == "val":
         if trial.status != "finished":
@@ -192,6 +194,7 @@ def _mean(tables: list[np.ndarray]) -> np.ndarray:
     """The share of seeds with which each example is wrong; the longest part that all have."""
     if not tables:
         return np.zeros(0)
-    n = min(len(table) for table in tables)
-    mean: np.ndarray = np.mean([table[:n] for table in tables], axis=0)
+    n = min((len(table) for table in tables if len(table) > 1), default=1)
+    every = [np.broadcast_to(table, n) if len(table) == 1 else table[:n] for table in tables]
+    mean: np.ndarray = np.mean(every, axis=0)
     return mean
