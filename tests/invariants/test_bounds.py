@@ -584,23 +584,48 @@ def test_a_cascade_asks_later_stages_only_for_what_is_left(monkeypatch):
     assert (found >= first).all()
     CALLS.clear()
     spent = Cascade(stages=("ibp", "crown"), seconds=1e-9).prepare(model)
-    torch.testing.assert_close(spent(x, tiny, margins_of(y, 5)), first)
+    with pytest.warns(UserWarning, match="1e-09 s are over; what is undecided counts as not"):
+        torch.testing.assert_close(spent(x, tiny, margins_of(y, 5)), first)
     assert CALLS == []
 
 
-def test_too_little_memory_for_optimised_slopes_falls_back_and_says_so(monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_cascade_keeps_what_it_has_where_memory_ends(monkeypatch, error):
+    def lower(x, threat, rule):
+        raise error("no room")
+
+    model, size = MODELS["mlp"]
+    x, y = _images(size)
+    monkeypatch.setattr(CROWN, "prepare", lambda self, model: lower)
+    with pytest.warns(UserWarning, match="too little memory for crown"):
+        found = Cascade(stages=("ibp", "crown")).prepare(model)(x, THREATS[0], margins_of(y, 5))
+    torch.testing.assert_close(
+        found, IBP().prepare(model)(x, THREATS[0], margins_of(y, 5)), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("too much"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 bytes"),
+    ],
+    ids=["GPU", "CPU"],
+)
+def test_too_little_memory_for_optimised_slopes_falls_back_and_says_so(monkeypatch, error):
     from robustfront.certifiers.relaxation import Relaxation
 
     model, size = MODELS["mlp"]
     x, y = _images(size)
-    true = Relaxation._computed
+    bounded_module = Relaxation(model).library.BoundedModule
+    true = bounded_module.compute_bounds
 
-    def computed(self, x, threat, rule, method):
+    def compute_bounds(self, *args, method, **more):
         if method == "CROWN-Optimized":
-            raise torch.OutOfMemoryError("too much")
-        return true(self, x, threat, rule, method)
+            raise error
+        return true(self, *args, method=method, **more)
 
-    monkeypatch.setattr(Relaxation, "_computed", computed)
+    monkeypatch.setattr(bounded_module, "compute_bounds", compute_bounds)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = AlphaCROWN().prepare(model)(x, THREATS[0], margins_of(y, 5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Annotated, Literal
 
 import torch
@@ -28,8 +29,10 @@ _STAGES: dict[str, type[Certifier]] = {
 class Cascade(Certifier):
     """Each stage bounds what those before could not prove; the best bound of each margin counts.
 
-    `seconds` is what the tight stages may take for each model, all examples together; what they
-    have not got to by then keeps the bounds that it has, and so is not proven.
+    `seconds` is what the tight stages may take for each model, all examples together, one threat
+    after the other, and anew where an interrupted run goes on. What they have not got to by then,
+    or have too little memory for, keeps the bounds that it has, and so is not proven; a warning
+    says so.
 
     Source: the order of arXiv:2406.04848 (CTBench), section 4, without its complete verifier.
     """
@@ -47,21 +50,32 @@ class Cascade(Certifier):
 
     def prepare(self, model: nn.Module) -> Lower:
         """Those of its stages."""
-        first, *later = [_STAGES[stage]().prepare(model) for stage in self.stages]
+        first, *later = [(stage, _STAGES[stage]().prepare(model)) for stage in self.stages]
         spent = 0.0
 
         def lower(x: Tensor, threat: Threat, specification: Tensor) -> Tensor:
             nonlocal spent
-            found = first(x, threat, specification)
+            found = first[1](x, threat, specification)
             started = time.perf_counter()
-            for stage in later:
+            for name, stage in later:
                 rows = (~proven(found)).nonzero()[:, 0]
                 used = spent + time.perf_counter() - started
-                if not len(rows) or (self.seconds is not None and used > self.seconds):
+                if not len(rows):
                     break
-                tighter = stage(x[rows], threat, specification[rows])
+                if self.seconds is not None and used > self.seconds:
+                    _warn(f"its {self.seconds:g} s are over")
+                    break
+                try:
+                    tighter = stage(x[rows], threat, specification[rows])
+                except (torch.OutOfMemoryError, MemoryError):
+                    _warn(f"too little memory for {name}")
+                    break
                 found[rows] = torch.maximum(found[rows], tighter)
             spent += time.perf_counter() - started
             return found
 
         return lower
+
+
+def _warn(why: str) -> None:
+    warnings.warn(f"cascade: {why}; what is undecided counts as not certified", stacklevel=3)

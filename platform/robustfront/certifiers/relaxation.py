@@ -94,6 +94,8 @@ class Relaxation:
             self.bounded = None
             if isinstance(error, torch.OutOfMemoryError):
                 raise
+            if "can't allocate memory" in str(error):
+                raise MemoryError(str(error)) from None  # as torch says it of a CPU
             if method == "CROWN-Optimized" and "sparse_spec_alpha" not in self.options:
                 # 0.3: layers whose units are nearly all stable are too sparse for it.
                 self.options["sparse_spec_alpha"] = False
