@@ -41,6 +41,10 @@ class Bounding(Method):
     All of it is one pass: clean examples, centres and radii together. Batch norm takes the
     statistics of the clean examples; searches run in eval mode.
 
+    Deviates: the regularisers are of all regions of a method, where the code of CURE takes those of
+    linf, and of MTL-IBP and its like those of the whole threat; weights that follow a sum, as in a
+    residual network, begin like others, where those of arXiv:2103.17268 begin with half the size.
+
     Args:
         kappa: weight of the clean cross-entropy at the full radius.
         regularise: weight of the two regularisers of the ramp, falling to 0 at the full radius.

@@ -25,7 +25,7 @@ class CROWNIBPTraining(Bounding):
     Batch norm: one pass of x, whose statistics all bounds use.
     Source: arXiv:1906.06316, equations 10 to 12; loss fusion arXiv:2002.12920, section 3.3.
     Official code: huanzhang12/CROWN-IBP.
-    Deviates: none known.
+    Deviates: as `Bounding` does.
     """
 
     type: Literal["crown_ibp"] = "crown_ibp"

@@ -37,7 +37,8 @@ class CURE(Bounding):
     Batch norm: one pass of x, whose statistics all bounds use; searches run in eval mode.
     Source: arXiv:2410.03000, sections 4.1 to 4.3. Official code: uiuc-focal-lab/CURE.
     Deviates: l2 iterates stay in their ball (in the code they leave it); the projection acts from
-    the first epoch, the code's after the ramp of the radius, and has the share of its own update.
+    the first epoch, the code's after the ramp of the radius, and has the share of its own update;
+    bounds are aligned in one direction at a time, where the code can add up both.
     """
 
     default_update = "gradient_projection"

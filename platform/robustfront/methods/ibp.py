@@ -17,7 +17,7 @@ class IBPTraining(Bounding):
     Batch norm: one pass of x, whose statistics the bounds use too.
     Source: arXiv:1810.12715, equation 11; initialisation and regularisers arXiv:2103.17268.
     Official code: shizhouxing/Fast-Certified-Robust-Training.
-    Deviates: none known.
+    Deviates: as `Bounding` does.
     """
 
     type: Literal["ibp"] = "ibp"
