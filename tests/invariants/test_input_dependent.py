@@ -25,6 +25,12 @@ PROBABILITIES = [
     (2, 1.0, 0.5, 0.5, 0.9, 0.6081529886132849),
     (2, 1.0, 0.5, 1.5, 0.99, 0.8388235328566881),
     (2, 1.0, 0.5, 2.5, 0.999, 0.8062155725624753),
+    (100, 1.0, 0.7, 5.0, 0.999999999999999, 0.9483886769868546),
+    (104, 1.0, 0.8, 3.0, 0.999999, 0.7341150874824011),
+    (150, 1.0, 0.72, 5.0, 0.999999999999, 0.4383811369751692),
+    (200, 1.0, 0.78, 4.0, 0.9999999999999, 0.9379615067387734),
+    (300, 1.0, 0.85, 3.0, 0.9999, 0.10564995465911656),
+    (300, 1.0, 1.15, 5.0, 0.9999999999999, 0.8543253478874596),
 ]
 # N, sigma, rate, p_A -> radius, likewise.
 RADII = [
@@ -139,6 +145,31 @@ def test_both_ways_of_computing_agree_where_both_work() -> None:
         rows = p_b, s0, log_ratio, a, np.full(60, n)
         difference = own._worst_by_quadrature(*rows) - own._worst_by_quantiles(*rows)
         assert np.abs(difference).max() < 1e-11
+
+
+def test_in_a_few_hundred_dimensions_nothing_is_above_what_quantiles_give() -> None:
+    """Where the end of a ball is near, few nodes would be wrong by up to the whole probability."""
+    from robustfront.certifiers import input_dependent as own
+
+    source = np.random.default_rng(3)
+    n = np.repeat([100.0, 104, 128, 150, 200, 300], 400)
+    size = len(n)
+    a = np.exp(source.uniform(np.log(0.05), np.log(9), size))
+    kappa = source.uniform(0.03, 1.1, size) / np.sqrt(2 * n) * source.choice([-1, 1], size)
+    log_ratio = 0.5 * np.log1p(-2 * np.where(2 * kappa * a < 1, kappa, -kappa) * a)
+    p = 1 - np.exp(source.uniform(np.log(2e-16), np.log(0.5), size))
+    exact = 1 - own._worst_by_quantiles(1 - p, np.ones(size), log_ratio, a, n)
+    found = lower_probability(p, 1, np.exp(log_ratio), a, n)
+    assert (found <= exact).all()
+    assert (found >= exact - 1e-10).all()
+
+
+def test_a_set_that_is_not_found_is_left_to_quantiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    from robustfront.certifiers import input_dependent as own
+
+    n, s0, s1, a, p, exact = PROBABILITIES[3]
+    monkeypatch.setattr(own, "_is_smooth", lambda kappa, s0, n: np.ones_like(n, dtype=bool))
+    assert exact - 1e-10 < lower_probability(p, s0, s1, a, n) <= exact
 
 
 def test_no_argument_in_range_gives_nan() -> None:

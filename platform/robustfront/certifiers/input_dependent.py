@@ -26,6 +26,7 @@ Array = npt.NDArray[np.float64]
 
 # What the probability at the other input may be wrong by; and how much radii are shortened.
 _ERROR = 1e-11
+_MISSED = 1e-12
 _SHORTER = 3e-7
 _CHUNK = 2048
 _BISECTIONS = 60
@@ -134,7 +135,7 @@ def _lower(p: Array, s0: Array, s1: Array, a: Array, n: Array) -> Array:
     worst[smooth] = _worst_by_quadrature(
         other[smooth], s0[smooth], log_ratio[smooth], a[smooth], n[smooth]
     )
-    rough = rest & ~smooth
+    rough = rest & ~(smooth & np.isfinite(worst))
     worst[rough] = _worst_by_quantiles(
         other[rough], s0[rough], log_ratio[rough], a[rough], n[rough]
     )
@@ -150,10 +151,11 @@ def _kappa(log_ratio: Array, a: Array) -> Array:
 def _is_smooth(kappa: Array, s0: Array, n: Array) -> npt.NDArray[np.bool_]:
     """Where few nodes integrate over the orthogonal part of the noise to 1e-12.
 
-    In few dimensions only where the quantiles of far-off distributions lose digits.
+    The fewer dimensions, the nearer is the end of a ball, where the integrand has a kink. In few
+    dimensions only where the quantiles of far-off distributions lose digits.
     """
     spread = np.abs(kappa) * s0 * np.sqrt(2 * n)
-    return np.asarray(spread <= np.where(n >= 100, 1.0, 1e-3))
+    return np.asarray(spread <= np.select([n >= 784, n >= 100], [1.0, 0.4], 1e-3))
 
 
 def _worst_by_quantiles(p_b: Array, s0: Array, log_ratio: Array, a: Array, n: Array) -> Array:
@@ -207,13 +209,19 @@ def _nodes(n: int, count: int) -> tuple[Array, Array]:
 
 
 def _worst_by_quadrature(p_b: Array, s0: Array, log_ratio: Array, a: Array, n: Array) -> Array:
-    """The same for rows whose sets are nearly half-spaces, each dimension on its own."""
+    """The same for rows whose sets are nearly half-spaces, each dimension on its own.
+
+    NaN where no set was found whose probability at x0 is the one that is asked for.
+    """
     found = np.empty_like(p_b)
     for size in np.unique(n):
         rows = n == size
         own = _Sets(s0[rows], log_ratio[rows], a[rows], int(size))
-        threshold = own.threshold(special.ndtri(p_b[rows]), None)
-        found[rows] = special.ndtr(own.probit_at_other(threshold))
+        probit = special.ndtri(p_b[rows])
+        threshold, miss = own.threshold(probit, None)
+        # Doubles near 1 are coarse: above 1/2 a miss counts by the probability that it changes.
+        missed = np.abs(miss) * np.exp(-np.square(np.maximum(probit, 0)) / 2) > _MISSED
+        found[rows] = np.where(missed, np.nan, special.ndtr(own.probit_at_other(threshold)))
     return found
 
 
@@ -231,24 +239,27 @@ class _Sets:
             reach = 1 / (2 * np.abs(self.kappa) * np.maximum(s0, self.s1))
         self.has_far_side = bool((reach < 12).any())
 
-    def threshold(self, probit: Array, start: Array | None) -> Array:
-        """s for which the set has a probability at x0, given by its probit."""
+    def threshold(self, probit: Array, start: Array | None) -> tuple[Array, Array]:
+        """s for which the set has a probability at x0, given by its probit; by how much it misses.
+
+        The miss is in probits, below 0 where the set is too small.
+        """
         slope = -1 / (self.s0 * np.sqrt(1 + 2 * self.n * np.square(self.kappa * self.s0)))
         if start is None:
             start = probit / slope - self.kappa * self.n * np.square(self.s0)
-        s, before = start, None
+        origin = np.zeros_like(start)
+        s, miss = start, self._probit(start, origin, self.s0) - probit
         for _ in range(12):
-            miss = self._probit(s, np.zeros_like(s), self.s0) - probit
             if float(np.abs(miss).max(initial=0.0)) < 1e-13:
                 break
-            if before is not None:
-                # At first the slope of a normal distribution of the same variance; then a secant.
-                gained = miss - before[1]
-                moved = np.abs(gained) > 1e-12
-                slope = np.where(moved, gained / np.where(moved, s - before[0], 1), slope)
-            before = s, miss
-            s = s - miss / slope
-        return s
+            # At first the slope of a normal distribution of the same variance; then a secant.
+            following = s - miss / slope
+            there = self._probit(following, origin, self.s0) - probit
+            gained = there - miss
+            moved = np.abs(gained) > 1e-12
+            slope = np.where(moved, gained / np.where(moved, following - s, 1), slope)
+            s, miss = following, there
+        return s, miss
 
     def probit_at_other(self, s: Array) -> Array:
         """The probit of the set's probability at the other input."""
@@ -309,7 +320,7 @@ def _improved(p: Array, s: Array, r: Array, n: int, a: Array) -> Array:
     slope = np.sqrt(1 + 2 * n * np.square(r * s)) / s
     for _ in range(6):
         own = _Sets(s, r * a, a, n)
-        start = own.threshold(probit, start)
+        start, _ = own.threshold(probit, start)
         miss = own.probit_at_other(start)
         moved = a - miss / slope
         # Never beyond half of the way to 0 at once.
