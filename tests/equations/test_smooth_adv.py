@@ -10,6 +10,7 @@ from torch import nn
 from robustfront.attacks import PGD
 from robustfront.methods import SmoothAdv
 from robustfront.methods.noisy import Averaged
+from robustfront.randomness import Rng
 
 
 def test_smooth_adv_attacks_the_mean_probability_and_trains_on_every_copy() -> None:
@@ -30,6 +31,20 @@ def test_smooth_adv_attacks_the_mean_probability_and_trains_on_every_copy() -> N
     assert separated(expected, clean, without, least=1e-4)
     loss = method.loss(net, x, y, context())
     assert loss.total.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_search_begins_at_the_example_and_its_steps_follow_from_their_number() -> None:
+    net, (x, _, y) = linear_net(), examples()
+    surrogate = lambda z: nn.functional.cross_entropy(z, y, reduction="none")  # noqa: E731
+    for steps in (4, 10):
+        method = SmoothAdv.model_validate({"inner": {"steps": steps}})
+        explicit = PGD(steps=steps, rel_step_size=2.5 / steps, start="zero")
+        found, expected = (
+            attack(net, x, surrogate, BALL, Rng(("key", key), block=len(x)))
+            for key, attack in enumerate((method.inner, explicit))
+        )
+        assert (found == expected).all()
+        assert (found - x).abs().max() > 0
 
 
 def test_without_noise_all_copies_are_the_example() -> None:

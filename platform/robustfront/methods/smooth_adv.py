@@ -20,12 +20,12 @@ class SmoothAdv(Noisy):
     Batch norm: one train-mode forward, of all noisy copies of x'; the search runs in eval mode.
     Source: arXiv:1906.04584, section 3, SmoothAdv with PGD. Official code:
     Hadisalman/smoothing-adversarial.
-    Deviates: the radius grows by `train.eps_ramp`, whose default is none; the code's grows over ten
-    epochs.
+    Deviates: four steps of 2.5 / steps times eps by default, where the code takes ten of 2 / steps;
+    the radius grows by `train.eps_ramp`, whose default is none; the code's grows over ten epochs.
     """
 
     type: Literal["smooth_adv"] = "smooth_adv"
-    inner: AttackField = PGD(steps=4, rel_step_size=0.5)
+    inner: AttackField = PGD(steps=4, start="zero")
 
     @property
     def forward_equivalents(self) -> float:
