@@ -20,7 +20,7 @@ from robustfront.config import TrialConfig
 from robustfront.data import Split
 from robustfront.errors import ConfigError, SoundnessError
 from robustfront.evaluation.certify import certified
-from robustfront.evaluation.records import ABSTAINED, Records
+from robustfront.evaluation.records import ABSTAINED, Records, read_arrays
 from robustfront.evaluation.smoothing import Draws, audit, certificates, predict, recertify
 from robustfront.randomness import _lower_tail, cell_middles, whole_normal, whole_normal_error
 from robustfront.threats import Threat
@@ -285,6 +285,20 @@ def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
         errors["test/certified_error/linf_0.02/smoothing"]
         <= errors["test/certified_error/l2_0.25/smoothing"]
     )
+
+
+def test_certificates_are_attacked_whether_or_not_gradients_are_checked(tmp_path: Path) -> None:
+    """An earlier call has left radii that are too large; a later one goes on from them."""
+    evaluate = {**_config().evaluate.model_dump(mode="json"), "gates": None}
+    config = _config(evaluate=evaluate)
+    list(run_trial(config, tmp_path))
+    list(certify_final(config, tmp_path))
+    path = records_of_certificates(tmp_path)
+    identity, found = read_arrays(path)["identity"], Records.load(path)
+    far = replace(found, radii={"l2/smoothing": 4 * found.radii["l2/smoothing"]})
+    path.write_bytes(far.to_bytes({"identity": identity}))
+    with pytest.raises(SoundnessError, match="an attack changes the class of"):
+        list(certify_final(config, tmp_path))
 
 
 def test_input_dependent_noise_is_semi_elastic_and_at_rate_0_classical() -> None:

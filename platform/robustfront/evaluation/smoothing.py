@@ -30,6 +30,7 @@ Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
+AUDITED = 100  # examples whose certificates an attack tries
 _CHUNK = 100  # draws from one generator
 _EXAMPLES = 100  # between two reports
 _SELECT, _ESTIMATE = "select", "estimate"
@@ -344,6 +345,8 @@ def audit(
     edge of its certified ball, where PREDICT looks with fresh noise. Both statements, that of the
     certificate and that of PREDICT, are wrong with a probability of alpha each, so some
     contradictions are chance.
+
+    Radii in l1, those of uniform and splitting noise, are not attacked: 0 is returned.
 
     Raises:
         SoundnessError: more contradictions than chance allows (p < 1e-6).

@@ -48,7 +48,7 @@ from robustfront.evaluation.evaluate import (
 from robustfront.evaluation.gates import POINT, masking
 from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records, read_arrays
-from robustfront.evaluation.smoothing import audit
+from robustfront.evaluation.smoothing import AUDITED, audit
 from robustfront.evaluation.vnnlib import (
     instances,
     read_verdicts,
@@ -190,7 +190,8 @@ def certify_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
     Raises:
         ConfigError: a model or threat that the certifier cannot handle.
         DataError: the checkpoint or the data cannot be read.
-        SoundnessError: a proof, be it an earlier one, that an attack contradicts.
+        SoundnessError: an attack contradicts a proof, be it an earlier one, or certificates of the
+            smoothed classifier.
     """
     final, certifier = config.evaluate.final, config.certifier(final=True)
     if certifier is None:
@@ -209,8 +210,8 @@ def certify_final(config: TrialConfig, folder: Path, raw: RawData | None = None)
         _with_known(path, told, records, certifier),
         lambda known, save: certifying(model, test, config.threat, certifier, known, save, anchors),
     )
-    if isinstance(certifier, Smoothing) and config.evaluate.gates is not None:
-        few = min(config.evaluate.gates, len(test))
+    if isinstance(certifier, Smoothing):
+        few = min(AUDITED, len(test))
         audit(model, test.first(few), certifier, found.rows(few), anchors)
 
 
