@@ -330,6 +330,22 @@ def test_input_dependent_noise_is_semi_elastic_and_at_rate_0_classical() -> None
     assert (certifier.radii(p, sigma, 64) < Smoothing().radii(p, sigma, 64)).all()
 
 
+def test_noise_that_depends_on_the_input_is_never_out_of_reach_as_a_whole() -> None:
+    """Some images have enough of it, wherever a batch of a hundred happens to end."""
+    anchors = torch.full((30, 1, 4, 4), 0.5)
+    x = anchors[:1].repeat(150, 1, 1, 1)
+    x[120:] = 1.0
+    certifier = InputDependent(sigma=0.25, rate=0.3, n=500, centre=0)
+    threat = Threat(norm="l2", eps="3/5")
+    assert certifier.most(0.25, 16) < 0.6
+    _config({"type": "input_dependent", "rate": 0.3}, threat={"norm": "l2", "eps": "3/5"})
+    y = np.ones(150, np.int64)
+    split, records = Split(x, torch.from_numpy(y), 1.0), Records(y, y)
+    found = certified(HalfSpace(16), split, [threat], certifier, records, anchors)
+    proved = found.certified["l2_0.6/input_dependent"]
+    assert not proved[:120].any() and proved[120:].all()
+
+
 def test_certificates_of_another_classifier_are_not_mixed_up_with_attacks_on_the_plain_one() -> (
     None
 ):

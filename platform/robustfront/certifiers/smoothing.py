@@ -184,7 +184,13 @@ def within(norm: Norm, radius: Array, dimension: int) -> Array:
 def out_of_reach(
     certifier: Smoothing, sigma: float, threats: Sequence[Threat], dimension: int
 ) -> list[str]:
-    """Threats that no number of agreeing draws could certify, with what could be."""
+    """Threats that no number of agreeing draws could certify, with what could be.
+
+    Args:
+        sigma: the noise; where it depends on the input, some may have enough: no threat is told.
+    """
+    if certifier.needs_anchors:
+        return []
     return [
         f"{threat.name}: {certifier.n} draws with sigma {sigma:g} and alpha {certifier.alpha:g} "
         f"certify an {threat.norm} radius of {most:.4g} at most"

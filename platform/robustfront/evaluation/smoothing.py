@@ -53,20 +53,22 @@ def smoothing(
         save: is given the records after each batch.
 
     Raises:
-        ConfigError: a threat that so few draws cannot certify; no noise to certify with.
+        ConfigError: a threat that so few draws cannot certify, where the noise is the same
+            everywhere; no noise to certify with.
     """
     names = {f"{threat.name}/{certifier.name}": threat for threat in threats}
     with eval_mode(model), torch.no_grad():
-        classes = int(model(split.batch(slice(0, 1))[0]).shape[1])
+        one, _ = split.batch(slice(0, 1))
+        classes, dimension = int(model(one).shape[1]), one[0].numel()
+        sigma = certifier.deviations(one, anchors)
+        if problems := out_of_reach(certifier, float(sigma[0]), threats, dimension):
+            raise ConfigError("certify.n", problems)
         state = _State.of(records, [*names], certifier, classes)
         waiting = np.flatnonzero(state.predictions == UNDECIDED)
         for first in range(0, len(waiting), _EXAMPLES):
             rows = waiting[first : first + _EXAMPLES]
             x, y = split.batch(torch.from_numpy(rows).to(split.y.device))
             sigma = certifier.deviations(x, anchors)
-            dimension = x[0].numel()
-            if problems := out_of_reach(certifier, float(sigma.max()), threats, dimension):
-                raise ConfigError("certify.n", problems)
             draws = Draws(model, x, sigma, split.start + rows, certifier)
             found = certificates(draws, certifier, y.cpu().numpy(), threats, dimension)
             state.predictions[rows], state.radii[rows] = found.predictions, found.radii
