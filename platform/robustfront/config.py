@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -46,6 +46,8 @@ from robustfront.unseen import Unseen, UnseenField
 from robustfront.updates import Plain, UpdateField
 
 GUARDED = 512  # training examples on which a method's guard looks for a collapse
+
+C = TypeVar("C", bound=Certifier)
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
@@ -166,16 +168,33 @@ def _as_list(raw: Any) -> Any:
     return raw if isinstance(raw, list | tuple) else [raw]
 
 
-def _metric_names(threats: Sequence[Threat], evaluate: Evaluate) -> list[str]:
+def as_trained(certifier: C, smoothing: Smoothing) -> C:
+    """The certifier; one of smoothing that names no noise or no sigma has those of training.
+
+    Raises:
+        ValueError: the certifier has no such noise.
+    """
+    if not isinstance(certifier, SmoothingCertifier):
+        return certifier
+    trained = {"noise": smoothing.noise, "sigma": smoothing.sigma or None}
+    missing = {key: value for key, value in trained.items() if getattr(certifier, key) is None}
+    found, problems = validated(type(certifier), {**certifier.model_dump(), **missing})
+    if found is None:
+        raise ValueError("; ".join(problems))
+    return found
+
+
+def _metric_names(threats: Sequence[Threat], evaluate: Evaluate, smoothing: Smoothing) -> list[str]:
     """The errors that every epoch report carries."""
     sets = [threat.name for threat in threats] + ["union"] * (len(threats) > 1)
     names = [f"val/robust_error/{name}/{evaluate.attack.name}" for name in sets]
     short = ["standard_error", "robust_error"]
     if evaluate.certify is not None:
-        names += [f"val/certified_error/{name}/{evaluate.certify.name}" for name in sets]
+        certifier = as_trained(evaluate.certify, smoothing)
+        names += [f"val/certified_error/{name}/{certifier.name}" for name in sets]
         short.append("certified_error")
-        if isinstance(evaluate.certify, SmoothingCertifier):
-            names.append(f"val/smoothed_error/{evaluate.certify.name}")
+        if isinstance(certifier, SmoothingCertifier):
+            names.append(f"val/smoothed_error/{certifier.name}")
             short.append("smoothed_error")
     return [*short, "val/standard_error", *names]
 
@@ -322,8 +341,11 @@ class TrialConfig(Component):
         for key, one in (("certify", evaluate.certify), ("final.certify", evaluate.final.certify)):
             if not isinstance(one, SmoothingCertifier) or smoothing is None:
                 continue
-            sigma = one.sigma or smoothing.sigma
-            if not sigma:
+            try:
+                one = as_trained(one, smoothing)
+            except ValueError as error:
+                raise ValueError(f"{key}.{error}") from None
+            if not one.sigma:
                 raise ValueError(f"{key}.sigma: is missing, and smoothing.sigma is 0")
             if data is None:
                 continue
@@ -331,7 +353,7 @@ class TrialConfig(Component):
                 dimension = int(np.prod(data.shape))
             except DataError:
                 continue  # told where the data are read
-            if problems := out_of_reach(one, sigma, info.data.get("threat", ()), dimension):
+            if problems := out_of_reach(one, one.sigma, info.data.get("threat", ()), dimension):
                 raise ValueError(f"{key}.n: {'; '.join(problems)}")
         return evaluate
 
@@ -342,8 +364,9 @@ class TrialConfig(Component):
     ) -> tuple[str, ...]:
         if len(set(objectives)) < len(objectives):
             raise ValueError("one is given twice")
-        if "threat" in info.data and "evaluate" in info.data:
-            known = _metric_names(info.data["threat"], info.data["evaluate"])
+        if {"threat", "evaluate", "smoothing"} <= info.data.keys():
+            threats, evaluate = info.data["threat"], info.data["evaluate"]
+            known = _metric_names(threats, evaluate, info.data["smoothing"])
             wrong = [name for name in objectives if name not in known]
             if wrong:
                 raise ValueError(f"got {wrong[0]!r}{nearest(wrong[0], known)}")
@@ -369,9 +392,7 @@ class TrialConfig(Component):
     def certifier(self, final: bool = False) -> Certifier | None:
         """What certifies after each epoch, or finally; smoothing with the noise of training."""
         found = (self.evaluate.final.certify if final else None) or self.evaluate.certify
-        if isinstance(found, SmoothingCertifier) and found.sigma is None and self.smoothing.sigma:
-            return found.model_copy(update={"sigma": self.smoothing.sigma})
-        return found
+        return found and as_trained(found, self.smoothing)
 
     @property
     def id(self) -> str:
@@ -380,6 +401,8 @@ class TrialConfig(Component):
         measured = {"attack": identity["evaluate"]["attack"]}
         if self.evaluate.certify is not None:
             measured["certify"] = identity["evaluate"]["certify"]
+            if isinstance(certifier := self.certifier(), SmoothingCertifier):
+                measured["certify"]["noise"] = certifier.noise
         identity["evaluate"] = measured
         identity["data"].pop("root", None)
         if self.smoothing.noise == "gaussian":

@@ -20,7 +20,7 @@ import yaml
 
 from robustfront.attacks import ATTACKS
 from robustfront.certifiers import CERTIFIERS, Cascade
-from robustfront.config import Final, Job, TrialConfig
+from robustfront.config import Final, Job, TrialConfig, as_trained
 from robustfront.errors import ConfigError, DataError, nearest
 from robustfront.evaluation.records import Records
 from robustfront.executors.choose import Executor, Kind, make_executor
@@ -256,7 +256,7 @@ def certify(
     def settings(job: Job) -> tuple[Final, str]:
         final = _with_certifier(job, certifier)
         assert final.certify is not None
-        return final, final.certify.name
+        return final, as_trained(final.certify, job.smoothing).name
 
     return _again(sweep, "certify", trial, settings, executor, address)
 

@@ -209,6 +209,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"certify": {"grid": 255, "noise": "uniform"}},
         "grid: got 255, allowed with gaussian",
     ),
+    "grid of the noise of training": (
+        {"certify": {"grid": 255}, "smoothing": {"sigma": 0.25, "noise": "uniform"}},
+        "certify.grid: got 255, allowed with gaussian",
+    ),
+    "law": (
+        {
+            "certify": {"type": "input_dependent"},
+            "smoothing": {"sigma": 0.25, "noise": "uniform"},
+        },
+        "certify.noise: got 'uniform'",
+    ),
     "cells": (
         {"smoothing": {"sigma": 0.25, "noise": "splitting"}, "method": {"type": "trades"}},
         "trades searches for adversarial examples",
@@ -405,14 +416,33 @@ def test_uniform_noise_certifies_l1_by_the_overlap_of_two_cubes() -> None:
 def certified_error_for_l1(noise: str, folder: Path) -> float:
     """Of a trial that is trained and certified with a noise for l1."""
     config = _config(
-        {"noise": noise},
         smoothing={"sigma": 0.25, "noise": noise},
         threat={"norm": "l1", "eps": "1/5"},
     )
     *_, (_, metrics) = run_trial(config, folder)
     assert metrics["smoothed_error"] <= metrics["certified_error"]
     assert metrics[f"val/average_certified_radius/l1/{noise}_smoothing"] > 0
+    list(certify_final(config, folder))
+    assert f"test/certified_error/l1_0.2/{noise}_smoothing" in certified_errors(config, folder)
     return metrics["certified_error"]
+
+
+def test_the_noise_of_training_certifies_where_no_other_is_named() -> None:
+    uniform = {"smoothing": {"sigma": 0.25, "noise": "uniform"}}
+    l1 = {"threat": {"norm": "l1", "eps": "1/5"}, "objectives": ["standard_error"]}
+    certifier = _config(**uniform, **l1).certifier(final=True)
+    assert isinstance(certifier, Smoothing) and certifier.noise == "uniform"
+    assert (
+        "val/smoothed_error/uniform_smoothing"
+        in _config(
+            **uniform, **{**l1, "objectives": ["val/smoothed_error/uniform_smoothing"]}
+        ).objectives
+    )
+    named = _config({"noise": "gaussian"}, **uniform, **l1).certifier()
+    assert named is not None and named.name == "smoothing"
+    # An id is that of the values themselves, wherever they come from.
+    assert _config().id == _config({"noise": "gaussian"}).id
+    assert _config(**uniform, **l1).id == _config({"noise": "uniform"}, **uniform, **l1).id
 
 
 def test_a_trial_with_uniform_noise_is_certified_for_l1(tmp_path: Path) -> None:

@@ -392,6 +392,7 @@ class InputDependent(Smoothing):
     MNIST).
 
     Args:
+        noise: gaussian; None: that of training, which must be gaussian then.
         sigma: None: that of training.
         rate: r, per pixel unit; large ones cost radius in many dimensions: r sigma sqrt(2 d) <= 0.4
             costs up to 7 %.
@@ -400,7 +401,7 @@ class InputDependent(Smoothing):
     needs_anchors: ClassVar[bool] = True
 
     type: Literal["input_dependent"] = "input_dependent"  # type: ignore[assignment]
-    noise: Literal["gaussian"] = "gaussian"
+    noise: Literal["gaussian"] | None = None
     rate: NonNegativeFloat = 0.01
     k: PositiveInt = 20
     centre: float | None = None

@@ -58,7 +58,7 @@ class Smoothing(Certifier):
     clipped.
 
     Args:
-        sigma: None: that of training.
+        noise, sigma: None: those of training; gaussian where there was none.
         batch: noisy images at once.
     """
 
@@ -66,7 +66,7 @@ class Smoothing(Certifier):
     needs_anchors: ClassVar[bool] = False
 
     type: Literal["smoothing"] = "smoothing"
-    noise: Noise = "gaussian"
+    noise: Noise | None = None
     sigma: PositiveFloat | None = None
     n0: PositiveInt = 100
     n: PositiveInt = 10000
@@ -78,7 +78,7 @@ class Smoothing(Certifier):
 
     @model_validator(mode="after")
     def _whole_normal(self) -> Self:
-        if self.grid is not None and self.noise != "gaussian":
+        if self.grid is not None and self.law != "gaussian":
             raise ValueError(f"grid: got {self.grid}, allowed with gaussian noise only")
         return self
 
@@ -90,16 +90,21 @@ class Smoothing(Certifier):
         return looks
 
     @property
+    def law(self) -> Noise:
+        """That of the noise."""
+        return self.noise or "gaussian"
+
+    @property
     def name(self) -> str:
         """`smoothing`, `grid_smoothing`, `uniform_smoothing` or `splitting_smoothing`."""
-        if self.noise == "gaussian":
+        if self.law == "gaussian":
             return "grid_smoothing" if self.grid else "smoothing"
-        return f"{self.noise}_smoothing"
+        return f"{self.law}_smoothing"
 
     @property
     def norm(self) -> Norm:
         """That of the radii that it is about."""
-        return "l2" if self.noise == "gaussian" else "l1"
+        return "l2" if self.law == "gaussian" else "l1"
 
     def prepare(self, model: nn.Module) -> Lower:
         """Raises: it bounds probabilities, not logits."""
@@ -124,7 +129,7 @@ class Smoothing(Certifier):
     def radii(self, p_lower: Array, sigma: Array, dimension: int, norm: Norm = "l2") -> Array:
         """The certified radii (N,) in a norm of lower bounds of probabilities; 0 up to 1/2."""
         p = np.maximum(p_lower, 0.5)
-        if self.noise != "gaussian":
+        if self.law != "gaussian":
             half = math.sqrt(3) * sigma
             if norm == "l1":
                 found = 2 * half * (p - 0.5)

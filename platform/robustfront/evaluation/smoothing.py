@@ -173,7 +173,7 @@ class Draws:
     def _noisy(self, purpose: str, row: int, chunk: int) -> Tensor:
         """A fixed number of noisy copies of an example."""
         x, sigma = self.x[row], float(self.sigma[row])
-        law, grid = self.certifier.noise, self.certifier.grid
+        law, grid = self.certifier.law, self.certifier.grid
         source = generator(x.device, "smoothing", purpose, int(self.positions[row]), chunk)
         if grid is not None:
             whole = whole_normal((_CHUNK, *x.shape), sigma * grid, source)
