@@ -298,9 +298,7 @@ class TrialConfig(Component):
     def _noise_that_shows_gradients(cls, value: Smoothing, info: ValidationInfo) -> Smoothing:
         """Cells hide from a search what a change of the input does."""
         method = info.data.get("method")
-        if method is None or value.noise != "splitting":
-            return value
-        if "inner" in type(method).model_fields:
+        if method is not None and method.searches and value.noise == "splitting":
             raise ValueError(
                 f"noise: got 'splitting', {method.type} searches for adversarial examples, which "
                 "see no gradient through it (allowed: gaussian, uniform)"

@@ -14,13 +14,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import robustfront
 from robustfront import attacks, certifiers, data, methods, models, unseen, updates
 from robustfront.config import TrialConfig
-from robustfront.methods import METHODS
-from robustfront.problems import overlaid, read_mapping
+from robustfront.methods import METHODS, StepContext
+from robustfront.problems import overlaid, read_mapping, validated
+from robustfront.randomness import Rng
 from robustfront.registry import Component
 from robustfront.search.plan import load_plan
 from robustfront.search.space import Space
@@ -131,6 +133,25 @@ def test_a_method_says_where_it_comes_from_and_has_its_equations_tested(name: st
     test = ROOT / "tests" / "equations" / f"test_{name}.py"
     assert test.is_file(), f"write {test}"
     assert "def test_" in test.read_text()
+
+
+@pytest.mark.parametrize("name", METHODS.classes)
+def test_a_method_says_whether_it_searches_for_adversarial_inputs(name: str) -> None:
+    """One that does asks for gradients to its inputs."""
+    settings = {**TRIAL, "model": {"type": "mlp", "hidden": [8]}, "method": {"type": name}}
+    config = TrialConfig.model_validate(settings)
+    model = config.build_model((1, 8, 8), 10)
+    asked: list[bool] = []
+    model.register_forward_pre_hook(lambda _, given: asked.append(given[0].requires_grad))
+    x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
+    balls = config.train_threat.balls(64, 1.0, config.method.required_norms)
+    shares = config.train_threat.shares()
+    memory = config.method.memory()
+    ctx = StepContext(config.threat[0], Rng((0,)), 0.5, balls, shares, memory, sigma=0.1)
+    config.method.loss(model, x, y, ctx)
+    assert any(asked) == config.method.searches
+    _, problems = validated(TrialConfig, {**settings, "smoothing": {"noise": "splitting"}})
+    assert bool(problems) == config.method.searches
 
 
 def resolved(config: TrialConfig, key: str) -> Any:

@@ -82,6 +82,11 @@ class Method(Component):
         return 0
 
     @property
+    def searches(self) -> bool:
+        """Whether it follows gradients to adversarial inputs, which noise in cells would hide."""
+        return any(isinstance(value, Attack) for _, value in self)
+
+    @property
     def required_norms(self) -> tuple[Norm, ...]:
         """Norms whose balls it needs, whether the training threat names them or not."""
         return ()

@@ -37,6 +37,11 @@ class FastAT(Method):
         return 5
 
     @property
+    def searches(self) -> bool:
+        """It does, with steps of its own."""
+        return True
+
+    @property
     def guard(self) -> Attack:
         """PGD-10."""
         return PGD(steps=10)

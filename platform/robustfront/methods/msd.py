@@ -41,6 +41,11 @@ class MSD(Method):
         """A forward of each step's candidate."""
         return self.steps
 
+    @property
+    def searches(self) -> bool:
+        """It does, with steps of its own."""
+        return True
+
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """One term, `adversarial_ce`."""
         require_unit_range(x)
