@@ -18,7 +18,7 @@ from robustfront.certifiers.input_dependent import require_semi_elastic
 from robustfront.certifiers.smoothing import lower_bounds, out_of_reach, upper_bounds
 from robustfront.config import TrialConfig
 from robustfront.data import Split
-from robustfront.errors import ConfigError, SoundnessError
+from robustfront.errors import ConfigError, DataError, SoundnessError
 from robustfront.evaluation.certify import certified
 from robustfront.evaluation.records import ABSTAINED, Records, read_arrays
 from robustfront.evaluation.smoothing import Draws, audit, certificates, predict, recertify
@@ -323,6 +323,12 @@ def test_input_dependent_noise_is_semi_elastic_and_at_rate_0_classical() -> None
     own = InputDependent(sigma=0.25, n=500, rate=0)
     same = certified(model, split, [threat], own, records, anchors)
     np.testing.assert_allclose(same.radii["l2/input_dependent"], classical.radii["l2/smoothing"])
+    public = rf.certify(model, x, y, "l2:1/20", own, anchors)
+    assert (public.radii["l2/input_dependent"] == same.radii["l2/input_dependent"]).all()
+    with pytest.raises(ConfigError, match="none are there"):
+        rf.certify(model, x, y, "l2:1/20", own)
+    with pytest.raises(DataError, match="anchors are images like x"):
+        rf.certify(model, x, y, "l2:1/20", own, anchors[:, :, :4])
     certifier = InputDependent(sigma=0.25, rate=0.05, k=5)
     sigma = certifier.deviations(x, anchors)
     flat = x.flatten(1).double().numpy()

@@ -230,6 +230,7 @@ def certify(
     y: Tensor,
     threat: str | Unseen,
     certifier: str | Certifier = "cascade",
+    anchors: Tensor | None = None,
 ) -> Records:
     """Which examples are proved right and robust; `errors("test")` of the result sums it up.
 
@@ -240,12 +241,19 @@ def certify(
         threat: such as `linf:1/10`; or a perturbation that is certifiable, such as
             `robustfront.unseen.Patch(size=3)`, which has a certifier of its own.
         certifier: or its name (then with its defaults).
+        anchors: training images like x, which `input_dependent` measures distances to.
 
     Raises:
-        ConfigError: a threat or certifier that does not exist; a layer that cannot be bounded.
+        ConfigError: a threat or certifier that does not exist; a layer that cannot be bounded; no
+            anchors for a certifier that needs them.
         DataError: inputs outside [0, 1] or of the wrong shape.
     """
     _require_images(x)
+    if anchors is not None:
+        _require_images(anchors)
+        if anchors.shape[1:] != x.shape[1:]:
+            shapes = f"{tuple(anchors.shape[1:])} and {tuple(x.shape[1:])}"
+            raise DataError(f"anchors are images like x, got {shapes}")
     if len(x) != len(y):
         raise DataError(f"x and y are of the same length, got {len(x)} and {len(y)}")
     split = Split(x, y, 1.0)
@@ -258,7 +266,7 @@ def certify(
                 records = found
             return records
         prover = _certifier(certifier, "certifier")
-        return certified(model, split, [_threat(threat)], prover, records)
+        return certified(model, split, [_threat(threat)], prover, records, anchors)
 
 
 def bounds(
