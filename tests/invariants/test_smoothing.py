@@ -201,6 +201,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "sigma": ({"certify": {"sigma": 0}}, "greater than 0"),
     "alpha": ({"certify": {"alpha": 1}}, "less than 1"),
     "looks": ({"certify": {"looks": [100, 100]}}, "grow from look to look"),
+    "looks at all draws": (
+        {"certify": {"looks": [100, 500]}},
+        "the last look is at n = 500 draws by itself",
+    ),
     "draws": (
         {"threat": {"norm": "l2", "eps": 1}},
         r"certify.n: l2_1: 500 draws with sigma 0.25 .* an l2 radius of 0.55\d* at most",

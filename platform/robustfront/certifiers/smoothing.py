@@ -8,7 +8,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from scipy import special
 from torch import Tensor, nn
 
@@ -36,7 +43,9 @@ class Smoothing(Certifier):
     `looks` are numbers of draws before `n` at which the bound is looked at already, each with its
     share alpha / (looks + 1); an example is left alone once everything asked of it is decided: its
     class, and each threat. Radii, and their average, then say hardly more than what was asked;
-    curves over the radius need all draws.
+    curves over the radius need all draws. An example whose chosen class is not its label is given
+    up after the first look, an error whatever follows, and recorded as abstained where that look
+    leaves its class open: the share of abstentions is then overstated.
 
     `noise: gaussian` certifies the l2 radius sigma Phi^-1(p); linf and l1 balls by the l2 ball
     around them. `noise: uniform` on [-L, L], L = sqrt(3) sigma, certifies the l1 radius
@@ -84,9 +93,11 @@ class Smoothing(Certifier):
 
     @field_validator("looks")
     @classmethod
-    def _grow(cls, looks: tuple[int, ...]) -> tuple[int, ...]:
+    def _grow(cls, looks: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         if list(looks) != sorted({*looks}):
             raise ValueError("numbers of draws grow from look to look")
+        if looks and looks[-1] >= info.data.get("n", math.inf):
+            raise ValueError(f"the last look is at n = {info.data['n']} draws by itself")
         return looks
 
     @property
@@ -142,7 +153,7 @@ class Smoothing(Certifier):
 
     def all_looks(self) -> list[int]:
         """Every number of draws at which the bound is looked at, `n` the last."""
-        return [look for look in self.looks if look < self.n] + [self.n]
+        return [*self.looks, self.n]
 
     def most(self, sigma: float, dimension: int, norm: Norm = "l2") -> float:
         """The largest radius that so many draws can certify: all of them agree."""
