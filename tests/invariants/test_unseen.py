@@ -36,7 +36,7 @@ from robustfront.unseen import (
     RotationTranslation,
     Snow,
 )
-from robustfront.unseen.base import filtered, moved
+from robustfront.unseen.base import ascended, filtered, moved
 
 TRIED = {
     "rotation_translation": RotationTranslation(angles=5, shifts=3),
@@ -128,6 +128,30 @@ def test_a_patch_changes_one_square_only(case):
             assert rows[-1] - rows[0] < 3 and columns[-1] - columns[0] < 3
     whole = Patch(size=8, locations=1, steps=5)
     assert (whole.candidate(0, model, x, y, Rng((0,))) != x).float().mean() > 0.4
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_a_patch_moves_black_and_white_pixels(end):
+    # What raises the cross-entropy is to leave the end, for every pixel.
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    nn.init.zeros_(model[1].bias)
+    model[1].weight.data = torch.tensor([[1.0], [-1.0]]).expand(2, 16) * (2 * end - 1)
+    x, y = torch.full((3, 1, 4, 4), end), torch.zeros(3, dtype=torch.int64)
+    patch = Patch(size=4, locations=1, steps=5, step_size=0.1)
+    found = patch.candidate(0, model, x, y, Rng((0,)))
+    torch.testing.assert_close(found, torch.full_like(x, abs(end - 0.5)))
+
+
+def test_a_change_that_reaches_an_end_comes_back():
+    # The slope turns once all entries are at 1: what goes on beyond it never returns.
+    slopes = iter([1.0, 1.0, 1.0, -1.0, -1.0])
+
+    def render(change: torch.Tensor) -> torch.Tensor:
+        return torch.cat([0 * change, next(slopes) * change], dim=1)
+
+    y = torch.zeros(4, dtype=torch.int64)
+    found = ascended(nn.Identity(), torch.zeros(4, 1), render, y, 0.5, 5, ends=(-1, 1))
+    torch.testing.assert_close(found, torch.zeros(4, 1))
 
 
 def test_a_rotation_is_that_of_scipy_and_a_translation_moves_whole_pixels():

@@ -111,13 +111,18 @@ def ascended(
     y: Tensor,
     step: float,
     steps: int,
+    ends: tuple[float, float],
 ) -> Tensor:
-    """Signed gradient ascent on the cross-entropy of rendered images; the last `change`."""
+    """Signed gradient ascent on the cross-entropy of rendered images; the last `change`.
+
+    Each step is projected between the `ends`: were `render` to clip instead, no gradient would
+    bring an entry back that is at an end or beyond.
+    """
     goal = Misclassification(y)
     for _ in range(steps):
         change = change.detach().requires_grad_()
         with torch.enable_grad():
             value = goal(model(render(change))).sum()
             (slope,) = torch.autograd.grad(value, change)
-        change = change.detach() + step * slope.sign()
+        change = (change.detach() + step * slope.sign()).clamp(*ends)
     return change.detach()

@@ -46,10 +46,11 @@ class Elastic(Unseen):
         field = (2 * start - 1) * self.pixels
 
         def render(change: Tensor) -> Tensor:
-            return moved(x, self._blurred(change.clamp(-self.pixels, self.pixels)))
+            return moved(x, self._blurred(change))
 
         step = 2.5 * self.pixels / self.steps
-        return render(ascended(model, field, render, y, step, self.steps))
+        ends = (-self.pixels, self.pixels)
+        return render(ascended(model, field, render, y, step, self.steps, ends=ends))
 
     def _blurred(self, field: Tensor) -> Tensor:
         """Means of the entries around, so never beyond their range."""

@@ -47,11 +47,12 @@ class Fog(Unseen):
         sides = _sides(max(x.shape[2:]))
 
         def render(heights: Tensor) -> Tensor:
-            fog = self._fog(heights.clamp(0, 1), sides, x)
+            fog = self._fog(heights, sides, x)
             return (x + self.strength * fog) * (brightest / (brightest + self.strength))
 
         start = rng.uniform(x.new_empty(len(x), sum(side**2 for side in sides)))
-        return render(ascended(model, start, render, y, 1.25 / self.steps, self.steps))
+        step = 1.25 / self.steps
+        return render(ascended(model, start, render, y, step, self.steps, ends=(0, 1)))
 
     def _fog(self, heights: Tensor, sides: list[int], x: Tensor) -> Tensor:
         """Means of all grids, in [0, 1], (N, 1, H, W)."""

@@ -50,12 +50,13 @@ class Gabor(Unseen):
         kernels = self._kernels(rng.uniform(like[:, :, :1, :1]) * math.pi)
 
         def render(weights: Tensor) -> Tensor:
-            noise = filtered(weights.clamp(-1, 1) * points, kernels)
+            noise = filtered(weights * points, kernels)
             largest = noise.flatten(1).abs().amax(1).clamp(min=1e-12).reshape(-1, 1, 1, 1)
             return (x + self.strength * noise / largest).clamp(0, 1)
 
         start = 2 * rng.uniform(like) - 1
-        return render(ascended(model, start, render, y, 2.5 / self.steps, self.steps))
+        step = 2.5 / self.steps
+        return render(ascended(model, start, render, y, step, self.steps, ends=(-1, 1)))
 
     def _kernels(self, direction: Tensor) -> Tensor:
         """One kernel for each direction (N, 1, 1, 1) in radians."""

@@ -75,11 +75,12 @@ class JPEG(Unseen):
         stored = self.stored(x)
 
         def render(change: Tensor) -> Tensor:
-            return self.unpacked(stored + _rounded(change.clamp(-self.strength, self.strength)), x)
+            return self.unpacked(stored + _rounded(change), x)
 
         start = (2 * rng.uniform(stored) - 1) * self.strength
         step = 2.5 * self.strength / self.steps
-        return render(ascended(model, start, render, y, step, self.steps))
+        ends = (-self.strength, self.strength)
+        return render(ascended(model, start, render, y, step, self.steps, ends=ends))
 
     def stored(self, x: Tensor) -> Tensor:
         """Rounded coefficients (N, C, rows, columns, 8, 8) of images in [0, 1]."""

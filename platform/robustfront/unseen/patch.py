@@ -52,12 +52,13 @@ class Patch(Unseen):
         row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
         inside_row = (row >= top) & (row < top + self.size)
         inside_column = (column >= left) & (column < left + self.size)
-        mask = (inside_row[:, :, None] & inside_column[:, None, :])[:, None].to(x.dtype)
+        mask = (inside_row[:, :, None] & inside_column[:, None, :])[:, None]
 
         def render(change: Tensor) -> Tensor:
-            return x + mask * (change.clamp(0, 1) - x)
+            return torch.where(mask, change, x)
 
-        return render(ascended(model, x, render, y, self.step_size, self.steps))
+        content = ascended(model, x, render, y, self.step_size, self.steps, ends=(0, 1))
+        return render(content)
 
     def boxes(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """One for each place."""

@@ -48,11 +48,12 @@ class Snow(Unseen):
         kernels = self._kernels(rng.uniform(like[:, :, :1, :1]) * math.pi)
 
         def render(flakes: Tensor) -> Tensor:
-            snow = filtered(flakes.clamp(0, 1) * places, kernels).clamp(max=1)
+            snow = filtered(flakes * places, kernels).clamp(max=1)
             return (x + self.strength * snow).clamp(max=1)
 
         start = rng.uniform(like)
-        return render(ascended(model, start, render, y, 1.25 / self.steps, self.steps))
+        step = 1.25 / self.steps
+        return render(ascended(model, start, render, y, step, self.steps, ends=(0, 1)))
 
     def _kernels(self, direction: Tensor) -> Tensor:
         """A line through the middle for each direction (N, 1, 1, 1) in radians."""
