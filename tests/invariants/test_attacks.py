@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustfront.attacks import (
     APGD,
@@ -24,6 +25,7 @@ from robustfront.attacks import (
     TargetedFAB,
     eval_mode,
 )
+from robustfront.attacks.apgd import _Sparse
 from robustfront.data import Split
 from robustfront.errors import DataError
 from robustfront.evaluation.evaluate import evaluate, measure, measuring, stages_of
@@ -326,6 +328,41 @@ def test_restarts_prefer_an_error_to_a_larger_loss():
     plain = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
     assert plain[0] > plain[1]
     assert value[1] > value[0] + 900
+
+
+@pytest.mark.parametrize(
+    ("attack", "share"),
+    [
+        (APGD(start="zero"), 0.05),
+        (APGD(), 0.2),
+        (APGD(start="zero", shrinking_radius=True), 0.05),
+        (APGD(shrinking_radius=True), None),
+    ],
+)
+def test_sparse_steps_begin_as_published(attack, share, monkeypatch):
+    """How many pixels the first l1 steps take; and that the first look starts the size anew."""
+    model, x, y = binary()
+    rules, looks = [], []
+    move = _Sparse.move
+
+    def seen(self, x_adv, grad):
+        if not rules or rules[-1] is not self:
+            rules.append(self)
+            looks.append([(self.count.clone(), (x_adv - x != 0).flatten(1).sum(1))])
+        looks[-1].append(self.size.clone())
+        return move(self, x_adv, grad)
+
+    monkeypatch.setattr(_Sparse, "move", seen)
+    threat = Threat(norm="l1", eps=2)
+    attack(model, x, lambda logits: F.cross_entropy(logits, y, reduction="none"), threat, Rng((0,)))
+    for phase, ((count, moved), *sizes) in enumerate(looks):
+        if phase or share is None:
+            torch.testing.assert_close(count, moved / 1.5)
+        else:
+            torch.testing.assert_close(count, torch.full_like(count, share * x[0].numel()))
+            # 4 % of the steps later the perturbation is sparser than all pixels
+            assert (sizes[rules[0].every] == 1).all()
+    assert len(looks) == (3 if attack.shrinking_radius else 1)
 
 
 # --- through an evaluation --------------------------------------------------------------------

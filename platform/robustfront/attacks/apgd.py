@@ -34,7 +34,9 @@ class APGD(Attack):
     s = 2 eps at first. At checkpoints (22, 41, 57, 70, 80, 87, 93, 99 of 100) an example whose
     surrogate rose in at most 75 % of the steps since the last one, or whose s was kept there
     without a new best, gets s / 2 and goes on from its best iterate. l1: steps along the signs of
-    the steepest pixels; how many these are, and s, follow the sparsity of the best perturbation.
+    the steepest pixels: 20 % of them at first, 5 % from x itself, and after every 4 % of the steps
+    as many as the best perturbation has, over 1.5; s, of eps at first, is divided by 1.5 then, or
+    starts anew from the best iterate where that has become sparser by 5 %.
 
     `loss`: the surrogate the attack is given, or the difference of logits ratio (evaluations only).
     `start`: random, or x itself. `shrinking_radius`: 30 % of the steps in a ball of 3 eps, 30 % in
@@ -105,6 +107,12 @@ class Ascent:
         some = int(0.3 * self.steps)
         return [(3, some), (2, some), (1, self.steps - 2 * some)]
 
+    def share(self, phase: int) -> float | None:
+        """Of the pixels, in the first l1 steps; None: as many as the start moves, over 1.5."""
+        if phase or (self.shrinking_radius and self.start == "random"):
+            return None
+        return 0.05 if self.start == "zero" else 0.2
+
 
 def climb(
     model: nn.Module,
@@ -122,7 +130,9 @@ def climb(
             parts = [_random(ball, x[rows], rng) for rows, ball in balls]
         else:
             parts = [ball.project(x_adv[rows], x[rows]) for rows, ball in balls]
-        x_adv = _ascend(model, x, surrogate, balls, torch.cat(parts), steps)
+        x_adv, share = torch.cat(parts), ascent.share(phase)
+        rules = [(rows, _rule(ball, x[rows], x_adv[rows], steps, share)) for rows, ball in balls]
+        x_adv = _ascend(model, x_adv, surrogate, rules, steps)
     return x_adv
 
 
@@ -145,20 +155,23 @@ def _random(ball: Threat, x: Tensor, rng: Rng) -> Tensor:
     return ball.sample(x, rng)
 
 
+def _rule(
+    ball: Threat, x: Tensor, x_adv: Tensor, steps: int, share: float | None
+) -> _Momentum | _Sparse:
+    if ball.norm == "l1":
+        return _Sparse(ball, x, x_adv, steps, share)
+    return _Momentum(ball, x, x_adv, steps)
+
+
 def _ascend(
     model: nn.Module,
-    x: Tensor,
-    surrogate: Surrogate,
-    balls: list[tuple[slice, Threat]],
     x_adv: Tensor,
+    surrogate: Surrogate,
+    rules: list[tuple[slice, _Momentum | _Sparse]],
     steps: int,
 ) -> Tensor:
-    """The best of an ascent's iterates, its start among them."""
-    rules = [
-        (rows, (_Sparse if ball.norm == "l1" else _Momentum)(ball, x[rows], x_adv[rows], steps))
-        for rows, ball in balls
-    ]
-    found, left = x_adv.clone(), torch.arange(len(x), device=x.device)
+    """The best of an ascent's iterates, its start x_adv among them."""
+    found, left = x_adv.clone(), torch.arange(len(x_adv), device=x_adv.device)
     value, grad = value_and_gradient(model, x_adv, surrogate)
     best, best_grad, highest = x_adv, grad, value
     for k in range(steps):
@@ -260,13 +273,17 @@ class _Momentum:
 class _Sparse:
     """Steps within an l1 ball, along the signs of the steepest pixels."""
 
-    def __init__(self, ball: Threat, x: Tensor, x_adv: Tensor, steps: int) -> None:
+    def __init__(
+        self, ball: Threat, x: Tensor, x_adv: Tensor, steps: int, share: float | None
+    ) -> None:
         self.ball, self.x = ball, x
         self.every = max(int(0.04 * steps), 1)
-        self.nonzero = _nonzero(x_adv - x)
-        pixels = x[0].numel()
-        # From x itself there is no sparsity to go by.
-        self.count = torch.where(self.nonzero > 0, self.nonzero / 1.5, 0.05 * pixels)
+        if share is None:
+            self.nonzero = _nonzero(x_adv - x)
+            self.count = self.nonzero / 1.5
+        else:
+            self.nonzero = x.new_full((len(x),), x[0].numel())
+            self.count = share * self.nonzero
         self.size = x.new_ones(len(x))
 
     def move(self, x_adv: Tensor, grad: Tensor) -> Tensor:
