@@ -45,5 +45,13 @@ def test_the_loss(n):
     assert torch.equal(watched.trained_on[0], noisy)
 
 
+def test_an_image_alone_is_in_no_pair():
+    net, (x, _, y) = linear_net(), examples(1)
+    loss = CLPNoise(weight=WEIGHT, sigma=SIGMA).loss(net.train(), x, y, context())
+    assert loss.terms["pairing"] == 0 and loss.total == loss.terms["noisy_ce"]
+    loss.total.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
 def test_a_step_costs_as_much_as_one_of_standard_training():
     assert CLPNoise().forward_equivalents == 3

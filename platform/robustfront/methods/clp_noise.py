@@ -37,6 +37,7 @@ class CLPNoise(Method):
         """Two terms, `noisy_ce` and `pairing` (before its weight)."""
         logits = model(x + self.sigma * ctx.rng.normal(x))
         noisy = F.cross_entropy(logits, y)
-        paired = logits[: len(logits) // 2 * 2]
-        pairing = distances(paired[::2], paired[1::2]).mean()
+        pairs = len(logits) // 2
+        apart = distances(logits[: 2 * pairs : 2], logits[1 : 2 * pairs : 2])
+        pairing = apart.sum() / max(pairs, 1)
         return LossTerms(noisy + self.weight * pairing, {"noisy_ce": noisy, "pairing": pairing})
