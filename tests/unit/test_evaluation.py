@@ -2,19 +2,26 @@
 
 import io
 import pickle
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
+import robustfront as rf
 from robustfront.attacks import FGSM, PGD
+from robustfront.config import TrialConfig
 from robustfront.data import Split
 from robustfront.errors import ConfigError, DataError, SoundnessError
 from robustfront.evaluation.evaluate import evaluate, measure, transfer_error
 from robustfront.evaluation.metrics import mistakes
 from robustfront.evaluation.records import Records
+from robustfront.executors.task import Task
+from robustfront.executors.worker import work
 from robustfront.threats import Threat
+from robustfront.training.trial import run_trial
 
 LABEL = np.array([0, 1, 2, 3, 0])
 PLAIN = np.array([0, 1, 2, 0, 1])  # the last two are wrong
@@ -47,6 +54,78 @@ def test_a_union_is_taken_for_each_example():
     first, second = LABEL.copy(), LABEL.copy()
     first[0], second[1] = 9, 9
     assert mistakes(LABEL, LABEL, [first, second]).mean() == 2 / 5
+
+
+def precisions() -> list[str]:
+    """Of products of float32 numbers, on a GPU and on a CPU."""
+    backends = torch.backends
+    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)
+    return [part.fp32_precision for part in parts]
+
+
+@pytest.fixture
+def in_haste() -> Iterator[list[str]]:
+    """A process that computes in TF32 and bf16, as a notebook or the trial before may leave it."""
+    threads = torch.get_num_threads()
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_num_threads(2)
+    yield precisions()
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(threads)
+
+
+class Watching(nn.Module):
+    """Notes how precisely it is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.seen = model(), []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(precisions())
+        return self.model(x)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda net, x, y: rf.evaluate(net, x, y, ["linf:1/10"], FGSM()),
+        lambda net, x, y: rf.certify(net, x, y, "linf:1/10", "ibp"),
+        lambda net, x, y: rf.bounds(net, x, "linf:1/10"),
+    ],
+    ids=["evaluate", "certify", "bounds"],
+)
+def test_errors_and_proofs_are_computed_in_full_precision(run, in_haste):
+    net, x, y = Watching(), torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
+    run(net, x, y)
+    assert net.seen and all(seen == ["ieee"] * 3 for seen in net.seen)
+    assert precisions() == in_haste, "as it was, afterwards"
+
+
+@pytest.mark.parametrize("kind", ["measure", "certify"])
+def test_a_worker_measures_with_the_threads_and_the_precision_of_training(kind, tmp_path, in_haste):
+    config = TrialConfig.model_validate(
+        {
+            "data": {"type": "digits", "train_size": 50, "val_size": 20},
+            "model": {"type": "linear"},
+            "threat": {"norm": "linf", "eps": "1/10"},
+            "train": {"epochs": 1},
+            "evaluate": {"attack": {"type": "fgsm"}, "certify": {"type": "ibp"}, "gates": None},
+        }
+    )
+    for _ in run_trial(config, tmp_path):
+        pass
+    torch.set_float32_matmul_precision("medium")
+    torch.set_num_threads(2)
+    seen = []
+    hook = register_module_forward_hook(
+        lambda *_: seen.append((torch.get_num_threads(), *precisions()[::2]))
+    )
+    *_, end = work(Task(kind, "t", config.model_dump(mode="json"), str(tmp_path)), None)
+    hook.remove()
+    assert end == {"end": "finished", "reason": ""}
+    assert {*seen} == {(1, "ieee", "ieee")}
 
 
 class NeedsMemory(nn.Module):

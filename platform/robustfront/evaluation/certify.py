@@ -14,7 +14,7 @@ from robustfront.certifiers import CERTIFIERS, Certifier, Smoothing, proven
 from robustfront.certifiers.propagation import box_between, margins_of, propagate
 from robustfront.data import Split
 from robustfront.errors import ConfigError, DataError, nearest
-from robustfront.evaluation.evaluate import channels_last, plain_predictions
+from robustfront.evaluation.evaluate import channels_last, full_precision, plain_predictions
 from robustfront.evaluation.records import UNDECIDED, Records
 from robustfront.evaluation.smoothing import smoothing
 from robustfront.threats import Threat
@@ -259,7 +259,7 @@ def certify(
     split = Split(x, y, 1.0)
     if isinstance(threat, Unseen) and not threat.certifiable:
         raise ConfigError("threat", [f"{threat.name.partition('/')[0]} has no certificate"])
-    with channels_last(model):
+    with channels_last(model), full_precision():
         records = Records(y.cpu().numpy(), plain_predictions(model, split))
         if isinstance(threat, Unseen):
             for _, found in certifying_changes(model, split, [threat], records):
@@ -287,7 +287,7 @@ def bounds(
     _require_images(x)
     ball, certifier = _threat(threat), _certifier(method, "method")
     _refuse_others(certifier, [ball])
-    with eval_mode(model):
+    with eval_mode(model), full_precision():
         classes = plain_logits(model, x[:1]).shape[1]
         each = torch.eye(classes, device=x.device).expand(len(x), -1, -1)
         found = certifier.prepare(model)(x, ball, torch.cat([each, -each], dim=1))

@@ -256,7 +256,7 @@ def evaluate(
     # On a CPU a small batch stays in the cache.
     batch_size = 250 if x.device.type == "cpu" else 1000
     try:
-        with channels_last(model):
+        with channels_last(model), full_precision():
             return measure(model, Split(x, y, 1.0), parsed, suite, (seed, "evaluate"), batch_size)
     except Diverged as error:
         raise DataError(str(error)) from None
@@ -274,6 +274,22 @@ def channels_last(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, data in weights:
             parameter.data = data
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 or bf16 inside the products of float32 numbers, for a while."""
+    gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
+    products = (torch.backends.cuda.matmul, cpu.matmul)  # type: ignore[attr-defined]
+    each = (*products, gpu.conv, cpu.conv)  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in each]
+    try:
+        for part in each:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        for part, precision in zip(each, before, strict=True):
+            part.fp32_precision = precision
 
 
 @torch.no_grad()

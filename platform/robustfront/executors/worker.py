@@ -12,6 +12,7 @@ from robustfront.data import RawData
 from robustfront.errors import ConfigError, DataError, Diverged, SoundnessError, is_full
 from robustfront.evaluation.records import Records
 from robustfront.executors.task import Message, Task
+from robustfront.training.determinism import reset_process
 from robustfront.training.trial import (
     certified_errors,
     certify_final,
@@ -43,6 +44,7 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
             for epoch, metrics in run_trial(config, folder, raw):
                 yield {"epoch": epoch, "metrics": metrics}
         else:
+            reset_process(config.resources.cpu, config.seed)
             yield from (_measured if task.kind == "measure" else _certified)(task, config, raw)
     except Diverged as error:
         yield {"end": "diverged", "reason": str(error)}
