@@ -45,7 +45,7 @@ from robustfront.training.schedules import Constant, EpsRamp, ScheduleField
 from robustfront.unseen import Unseen, UnseenField
 from robustfront.updates import Plain, UpdateField
 
-GUARDED = 512  # training examples on which a method's guard looks for a collapse
+GUARDED = 512  # training examples on which a guard looks for a collapse
 
 C = TypeVar("C", bound=Certifier)
 
@@ -425,8 +425,8 @@ class TrialConfig(Component):
             train, val: examples that are trained on and measured.
         """
         guarded = 0.0
-        if self.method.guard is not None:
-            guards = len(self.train_threat.shares()) * (self.method.guard.forward_equivalents + 1)
+        if (guard := self.update.guard(self.method)) is not None:
+            guards = len(self.train_threat.shares()) * (guard.forward_equivalents + 1)
             guarded = min(GUARDED, train) * (1 + guards)
         return train * self.step_equivalents + val * self._measuring(final=False) + guarded
 

@@ -101,6 +101,27 @@ def test_a_guard_counts_what_it_costs_and_says_when_robustness_collapses(monkeyp
     assert not {"collapsed", "train/guard_error"} & set(next(iter(fit(trial()))).metrics)
 
 
+@pytest.mark.parametrize(
+    ("method", "update", "guarded"),
+    [
+        ({"type": "fast_at"}, "plain", True),
+        ({"type": "pgd_at", "inner": {"type": "fgsm"}}, "plain", True),
+        ({"type": "pgd_at", "inner": {"steps": 1}}, "plain", True),
+        ({"type": "pgd_at", "inner": {"type": "apgd", "steps": 1}}, "plain", True),
+        ({"type": "dale", "inner": {"steps": 1}}, "plain", True),
+        ({"type": "msd", "steps": 1}, "plain", True),
+        ({"type": "standard"}, "free", True),
+        ({"type": "pgd_at", "inner": {"steps": 2}}, "plain", False),
+        ({"type": "msd", "steps": 2}, "plain", False),
+        ({"type": "standard"}, "plain", False),
+    ],
+)
+def test_whatever_trains_in_single_steps_is_guarded_by_ten(method, update, guarded) -> None:
+    config = trial(method=method, update={"type": update})
+    guard = config.update.guard(config.method)
+    assert (guard is not None and guard.name == "pgd10") if guarded else guard is None
+
+
 @pytest.mark.parametrize("method", METHODS.classes)
 def test_every_method_trains_on_one_norm_and_on_several(method) -> None:
     for mix in ({"linf": 1.0}, {"linf": 0.5, "l1": 0.5}):

@@ -72,6 +72,11 @@ class APGD(Attack):
         """For the difference of logits ratio."""
         return self.loss == "dlr"
 
+    @property
+    def single_step(self) -> bool:
+        """With one."""
+        return self.steps == 1
+
     def search(
         self,
         model: nn.Module,

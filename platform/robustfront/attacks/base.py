@@ -39,6 +39,11 @@ class Attack(Component):
         """Whether it is for evaluations only: its surrogate is a `Goal`, which knows the labels."""
         return False
 
+    @property
+    def single_step(self) -> bool:
+        """Whether it is one gradient step, which a model may learn to fool and nothing else."""
+        return False
+
     def stages(self, threat: PerturbationSet) -> Sequence[Attack]:
         """Attacks to be made one after the other, each on what those before have not fooled."""
         return [self]

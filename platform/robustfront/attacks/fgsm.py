@@ -31,6 +31,11 @@ class FGSM(Attack):
         """One forward, one gradient to the input."""
         return 2
 
+    @property
+    def single_step(self) -> bool:
+        """Yes."""
+        return True
+
     def search(
         self,
         model: nn.Module,

@@ -53,6 +53,11 @@ class Langevin(Attack):
         """A forward and a gradient for each step."""
         return 2 * self.steps
 
+    @property
+    def single_step(self) -> bool:
+        """With one."""
+        return self.steps == 1
+
     def search(
         self,
         model: nn.Module,

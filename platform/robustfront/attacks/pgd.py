@@ -55,6 +55,11 @@ class PGD(Attack):
         """A forward and a gradient for each step; one forward more to compare restarts."""
         return self.restarts * (2 * self.steps + (self.restarts > 1))
 
+    @property
+    def single_step(self) -> bool:
+        """With one."""
+        return self.steps == 1
+
     def search(
         self,
         model: nn.Module,

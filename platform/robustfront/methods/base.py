@@ -102,9 +102,9 @@ class Method(Component):
         return ()
 
     @property
-    def guard(self) -> Attack | None:
-        """A stronger attack that tells after each epoch whether training still makes robust."""
-        return None
+    def single_step(self) -> bool:
+        """Whether it searches in one gradient step; its robustness may collapse unnoticed."""
+        return any(isinstance(value, Attack) and value.single_step for _, value in self)
 
     def initialise(self, model: nn.Module) -> None:
         """Give a fresh model the weights it begins with, where those it has are not right."""

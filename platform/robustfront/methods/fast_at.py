@@ -6,7 +6,7 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfront.attacks import PGD, Attack
+from robustfront.attacks import PGD
 from robustfront.attacks.pgd import Start
 from robustfront.methods.base import METHODS, LossTerms, Method, StepContext, cross_entropies
 
@@ -42,9 +42,9 @@ class FastAT(Method):
         return True
 
     @property
-    def guard(self) -> Attack:
-        """PGD-10."""
-        return PGD(steps=10)
+    def single_step(self) -> bool:
+        """Yes."""
+        return True
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """One term, `adversarial_ce`."""

@@ -46,6 +46,11 @@ class MSD(Method):
         """It does, with steps of its own."""
         return True
 
+    @property
+    def single_step(self) -> bool:
+        """With one."""
+        return self.steps == 1
+
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """One term, `adversarial_ce`."""
         require_unit_range(x)

@@ -291,9 +291,9 @@ class _Run:
         return Records.joined(self.team.gather(records))
 
     def guarded(self) -> Metrics:
-        """What the method's guard finds on training examples, and whether training has collapsed:
+        """What a guard finds on training examples, and whether training has collapsed:
         whether that error lies far above its lowest."""
-        guard = self.config.method.guard
+        guard = self.config.update.guard(self.config.method)
         if guard is None:
             return {}
         some = self.data.train.part(slice(0, GUARDED))

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustfront.attacks import PGD, Attack
 from robustfront.methods import LossTerms, Method, StepContext
 from robustfront.registry import Component, Registry
 
@@ -36,6 +37,11 @@ class Update(Component):
     def own_equivalents(self) -> float:
         """What it adds to that for each example, in forward passes."""
         return 0
+
+    def guard(self, method: Method) -> Attack | None:
+        """What tells after each epoch whether training still makes robust: PGD-10 where a method
+        searches in single steps, which the step itself does not tell."""
+        return PGD(steps=10) if method.single_step else None
 
     def epoch(self, model: nn.Module, new_optimizer: NewOptimizer) -> AbstractContextManager[Step]:
         """The step for one epoch of the model; what an epoch needs before and after its steps."""

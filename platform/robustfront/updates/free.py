@@ -7,6 +7,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from robustfront.attacks import PGD, Attack
 from robustfront.methods import LossTerms, Method, StepContext
 from robustfront.updates.base import UPDATES, Update, detached
 
@@ -38,6 +39,10 @@ class Free(Update):
     def steps_per_batch(self) -> int:
         """One for each replay."""
         return self.replays
+
+    def guard(self, method: Method) -> Attack:
+        """PGD-10: the perturbation moves by one step at a time."""
+        return PGD(steps=10)
 
     def step(
         self,
