@@ -18,6 +18,7 @@ from robustfront.attacks import PGD
 from robustfront.methods import EAT, PGDAT, StepContext
 from robustfront.randomness import Rng
 
+NORMS = ("linf", "l2", "l1")
 INNER = PGD(steps=3, start="zero")
 
 
@@ -50,7 +51,7 @@ def test_the_loss_is_the_cross_entropy_within_the_norm_that_is_drawn():
     }
     seen = set()
     for step in range(12):
-        loss = EAT(inner=INNER).loss(net, x, y, context(step))
+        loss = EAT(key_norms=NORMS, inner=INNER).loss(net, x, y, context(step))
         norm = drawn(loss)
         seen.add(norm)
         assert separated(each[norm], sum(each.values())) and len({*each.values()}) == 3
@@ -60,7 +61,7 @@ def test_the_loss_is_the_cross_entropy_within_the_norm_that_is_drawn():
 
 def test_the_draw_favours_the_norms_in_which_accuracy_is_low():
     net, (x, _, y) = linear_net(), examples(4)
-    one = EAT(inner=PGD(steps=1, start="zero"))
+    one = EAT(key_norms=NORMS, inner=PGD(steps=1, start="zero"))
     counts = dict.fromkeys(BALLS, 0)
     for step in range(600):
         memory = known(linf=0.9, l2=0.6, l1=0.5)
@@ -71,7 +72,7 @@ def test_the_draw_favours_the_norms_in_which_accuracy_is_low():
 
 def test_all_are_equal_until_each_was_drawn():
     net, (x, _, y) = linear_net(), examples(4)
-    one = EAT(inner=PGD(steps=1, start="zero"))
+    one = EAT(key_norms=NORMS, inner=PGD(steps=1, start="zero"))
     counts = dict.fromkeys(BALLS, 0)
     for step in range(600):
         memory = known(linf=0.9, l2=0.6)
@@ -86,7 +87,7 @@ def test_the_accuracy_is_a_running_mean_over_all_batches():
     sums, batches = dict.fromkeys(BALLS, 0.0), dict.fromkeys(BALLS, 0)
     for step in range(8):
         watched = Watched(net).train()
-        norm = drawn(EAT(inner=INNER).loss(watched, x, y, context(step, memory)))
+        norm = drawn(EAT(key_norms=NORMS, inner=INNER).loss(watched, x, y, context(step, memory)))
         (x_adv,) = watched.trained_on
         sums[norm] += (logits(net, f64(x_adv)).argmax(1) == y.numpy()).mean()
         batches[norm] += 1
@@ -98,7 +99,7 @@ def test_the_accuracy_is_a_running_mean_over_all_batches():
 
 def test_the_norms_do_not_depend_on_which_part_of_a_batch_a_worker_has():
     net, (x, _, y) = linear_net(), examples(4)
-    one = EAT(inner=PGD(steps=1, start="zero"))
+    one = EAT(key_norms=NORMS, inner=PGD(steps=1, start="zero"))
     for step in range(10):
         parts = [
             StepContext(BALLS["linf"], Rng((step, "e_at"), first, block=8), 0.0, BALLS, memory={})
@@ -107,11 +108,25 @@ def test_the_norms_do_not_depend_on_which_part_of_a_batch_a_worker_has():
         assert len({drawn(one.loss(net, x, y, ctx)) for ctx in parts}) == 1
 
 
+def test_the_two_extreme_norms_are_drawn_unless_others_are_named():
+    """Whatever the mix of the training threat holds."""
+    net, (x, _, y) = linear_net(), examples(4)
+    one = EAT(inner=PGD(steps=1, start="zero"))
+    assert one.required_norms == ("linf", "l1")
+    losses = [one.loss(net, x, y, context(step)) for step in range(20)]
+    terms = {"adversarial_ce", "drawn_linf", "drawn_l1"}
+    assert all({*loss.terms} == terms for loss in losses)
+    assert {loss.terms["drawn_l1"].item() for loss in losses} == {0, 1}
+    with pytest.raises(ValueError, match="given twice: l1, l1"):
+        EAT(key_norms=("l1", "l1"))
+
+
 def test_within_one_norm_it_is_pgd_adversarial_training():
     net, (x, _, y) = linear_net(), examples()
     ctx = StepContext(BALLS["l2"], Rng((0, "e")), 0.0, {"l2": BALLS["l2"]}, memory={})
     assert torch.equal(
-        EAT(inner=INNER).loss(net, x, y, ctx).total, PGDAT(inner=INNER).loss(net, x, y, ctx).total
+        EAT(key_norms=("l2",), inner=INNER).loss(net, x, y, ctx).total,
+        PGDAT(inner=INNER).loss(net, x, y, ctx).total,
     )
 
 

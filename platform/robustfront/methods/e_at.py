@@ -1,8 +1,9 @@
 """Extreme-norms adversarial training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,8 @@ class EAT(Method):
 
     loss = mean CE(f(x_adv), y) within the norm that is drawn for the batch, with probabilities
     proportional to 1 - (running robust accuracy in training), equal until all norms were drawn.
-    Of the norms of `train_threat.mix` linf and l1 are enough: their hull holds the l2 ball.
+    The norms are `key_norms`, whatever `train_threat.mix` says: linf and l1 are enough, since their
+    hull holds the l2 ball.
 
     Batch norm: one train-mode forward, of x_adv; the search runs in eval mode.
     Source: arXiv:2105.12508, section 4. Official code: fra31/robust-finetuning.
@@ -27,7 +29,20 @@ class EAT(Method):
     """
 
     type: Literal["e_at"] = "e_at"
+    key_norms: Annotated[tuple[Norm, ...], Field(min_length=1)] = ("linf", "l1")
     inner: AttackField = PGD(steps=10)
+
+    @field_validator("key_norms")
+    @classmethod
+    def _different_norms(cls, key_norms: tuple[Norm, ...]) -> tuple[Norm, ...]:
+        if len({*key_norms}) < len(key_norms):
+            raise ValueError(f"one is given twice: {', '.join(key_norms)}")
+        return key_norms
+
+    @property
+    def required_norms(self) -> tuple[Norm, ...]:
+        """All that may be drawn."""
+        return self.key_norms
 
     @property
     def forward_equivalents(self) -> float:
@@ -44,19 +59,19 @@ class EAT(Method):
             accuracy = (logits.argmax(1) == y).to(x.dtype).mean()
             ctx.memory[f"accuracy_{norm}"] = ctx.memory[f"accuracy_{norm}"] + accuracy
             ctx.memory[f"batches_{norm}"] = ctx.memory[f"batches_{norm}"] + 1
-        drawn = {f"drawn_{name}": x.new_tensor(name == norm) for name in ctx.balls}
+        drawn = {f"drawn_{name}": x.new_tensor(name == norm) for name in self.key_norms}
         return LossTerms(adversarial, {"adversarial_ce": adversarial, **drawn})
 
     def _draw(self, x: Tensor, ctx: StepContext) -> Norm:
         """The norm of this batch, the same one for all workers."""
-        for name in ctx.balls:
+        for name in self.key_norms:
             ctx.memory.setdefault(f"accuracy_{name}", x.new_zeros(()))
             ctx.memory.setdefault(f"batches_{name}", x.new_zeros(()))
         # one transfer a batch: which search is run must be known here
-        sums = torch.stack([ctx.memory[f"accuracy_{name}"].cpu() for name in ctx.balls])
-        batches = torch.stack([ctx.memory[f"batches_{name}"].cpu() for name in ctx.balls])
+        sums = torch.stack([ctx.memory[f"accuracy_{name}"].cpu() for name in self.key_norms])
+        batches = torch.stack([ctx.memory[f"batches_{name}"].cpu() for name in self.key_norms])
         weights = 1 - sums / batches if bool(batches.all()) else torch.ones_like(sums)
         weights = weights + 1e-6  # somebody must be drawn where all are perfect
         edges = (weights / weights.sum()).cumsum(0)
         at = Rng((*ctx.rng.key, "norm"), block=1).uniform(torch.zeros(1))
-        return [*ctx.balls][min(int((edges < at).sum()), len(edges) - 1)]
+        return self.key_norms[min(int((edges < at).sum()), len(edges) - 1)]
