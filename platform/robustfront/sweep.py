@@ -26,7 +26,7 @@ from robustfront.evaluation.records import Records
 from robustfront.executors.choose import Executor, Kind, make_executor
 from robustfront.executors.driver import Driver, Failed
 from robustfront.executors.live import Display, Shares
-from robustfront.executors.remeasure import Remeasurement
+from robustfront.executors.remeasure import Remeasurement, with_suite
 from robustfront.ledger import Event, Ledger, SweepState, check_database, is_sweep
 from robustfront.problems import overlaid
 from robustfront.search.cells import worth_measuring
@@ -220,7 +220,7 @@ def remeasure(
         The sweep afterwards, the name of the attack, and the ids of the trials.
 
     Raises:
-        ConfigError: no such suite or trial, or a sweep that is running.
+        ConfigError: no such suite or trial, a suite that does not fit, or a sweep that is running.
         DataError: no such sweep, or data that cannot be read.
     """
 
@@ -249,7 +249,7 @@ def certify(
         The sweep afterwards, the name of the certifier, and the ids of the trials.
 
     Raises:
-        ConfigError: no such certifier or trial, or a sweep that is running.
+        ConfigError: no such certifier or trial, one that does not fit, or a sweep that is running.
         DataError: no such sweep, or data that cannot be read.
     """
 
@@ -358,13 +358,14 @@ def _again(
         job = check(state.job, str(folder / "job.yaml")).job
         final, name = settings(job)
         trials = _chosen(job, state, trial)
+        configs = with_suite(state, job, trials, final)
         hands = make_executor(executor or state.executor, job, folder, address)
         shipper = Shipper(folder, job)
         shipper.start()
         wait = 5.0
         try:
             with Shares(trials, name) as shares:
-                work = Remeasurement(folder, ledger, job, trials, final, kind, shares.tell)
+                work = Remeasurement(folder, ledger, job, configs, kind, shares.tell)
                 hands.run(work)
             wait = 90.0
         finally:

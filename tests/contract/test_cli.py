@@ -583,6 +583,10 @@ BAD_CERTIFICATES = {
     "a sweep that is not there": (["tinny"], "did you mean 'tiny'"),
     "a certifier that is not there": (["tiny", "--certifier", "corwn"], "did you mean 'crown'"),
     "a trial that is not there": (["tiny", "--trial", "nobody"], "no finished trial begins so"),
+    "smoothing without noise": (
+        ["tiny", "--certifier", "smoothing"],
+        "final.certify.sigma: is missing, and smoothing.sigma is 0",
+    ),
 }
 
 

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from robustfront.config import Final, Job
-from robustfront.errors import StorageError
+from robustfront.config import Final, Job, TrialConfig
+from robustfront.errors import ConfigError, StorageError
 from robustfront.executors.task import Message, Task, task_of
 from robustfront.ledger import Event, Ledger, SweepState
+from robustfront.problems import validated
 from robustfront.search.members import members
+
+
+def with_suite(
+    state: SweepState, job: Job, trials: Sequence[str], final: Final
+) -> dict[str, dict[str, Any]]:
+    """The configurations of finished trials with another suite, by their ids.
+
+    Raises:
+        ConfigError: the suite does not fit one of them; the same problem of many is told once.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    problems: dict[str, str] = {}
+    resources = {**job.resources.model_dump(mode="json"), "workers": 1}
+    if resources["gpu"] == "auto":
+        resources["gpu"] = 1.0
+    for trial in trials:
+        known = state.trials[trial].config
+        evaluate = {**known["evaluate"], "final": final.model_dump(mode="json")}
+        configs[trial] = {**known, "evaluate": evaluate, "resources": resources}
+        for line in validated(TrialConfig, configs[trial])[1]:
+            problems.setdefault(line, trial)
+    if problems:
+        raise ConfigError("trials", [f"{trial}: {line}" for line, trial in problems.items()])
+    return configs
 
 
 class Remeasurement:
     """Hands out trials to be measured, and commits what comes back.
 
     Args:
-        trials: ids of finished trials.
-        final: the suite and the number of examples.
+        configs: by the ids of finished trials, see `with_suite`.
         kind: what is done with them.
         listener: hears the share that is done of a trial: (id, share).
     """
@@ -29,8 +53,7 @@ class Remeasurement:
         folder: Path,
         ledger: Ledger,
         job: Job,
-        trials: Sequence[str],
-        final: Final,
+        configs: Mapping[str, dict[str, Any]],
         kind: Literal["measure", "certify"],
         listener: Callable[[str, float], None] = lambda trial, share: None,
     ) -> None:
@@ -38,8 +61,8 @@ class Remeasurement:
         self.state = SweepState.of(ledger.read())
         self.problems: list[str] = []
         self.halted = False
-        self._final, self._kind, self._listener = final, kind, listener
-        self._queue = deque(trials)
+        self._configs, self._kind, self._listener = configs, kind, listener
+        self._queue = deque(configs)
         self._crashes: Counter[str] = Counter()
         self._under_way: set[str] = set()
 
@@ -50,14 +73,10 @@ class Remeasurement:
             return "wait" if self._under_way and not self.halted else "done"
         trial = self._queue.popleft()
         self._under_way.add(trial)
-        config = dict(self.state.trials[trial].config)
-        config["evaluate"] = {**config["evaluate"], "final": self._final.model_dump(mode="json")}
-        config["resources"] = {**self.job.resources.model_dump(mode="json"), "workers": 1}
-        if config["resources"]["gpu"] == "auto":
-            config["resources"]["gpu"] = 1.0
         # Members of one front; cells of an ablation have other threats and data.
         front = [] if self.job.ablation else members(self.state.trials.values(), self.job)
         siblings = tuple(member.id for member in front if member.id != trial)
+        config = self._configs[trial]
         return task_of(self._kind, trial, config, self.folder, self.job, siblings)
 
     def started(self, task: Task) -> None:

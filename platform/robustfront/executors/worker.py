@@ -12,6 +12,7 @@ from robustfront.data import RawData
 from robustfront.errors import ConfigError, DataError, Diverged, SoundnessError, is_full
 from robustfront.evaluation.records import Records
 from robustfront.executors.task import Message, Task
+from robustfront.problems import validated
 from robustfront.training.determinism import reset_process
 from robustfront.training.trial import (
     certified_errors,
@@ -36,7 +37,10 @@ def work(task: Task, raw: RawData | None) -> Iterator[Message]:
     disk with no room, `unsound` a proof that an attack contradicts: nobody should go on.
     """
     folder = Path(task.folder)
-    config = TrialConfig.model_validate(task.config)
+    config, problems = validated(TrialConfig, task.config)
+    if config is None:
+        yield {"end": "failed", "reason": "; ".join(problems)}
+        return
     raw = None if task.own_data else raw
     (folder / "error.txt").unlink(missing_ok=True)
     try:
