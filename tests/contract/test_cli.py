@@ -406,6 +406,9 @@ def test_front_prints_and_writes_the_same_front(cli: Call, copy: Path) -> None:
     assert (copy / "f.csv").stat().st_mode == plain.stat().st_mode, "others may not read it"
 
 
+ROBUST = "test/robust_error/linf_0.1/pgd5x2"
+
+
 def test_front_of_the_test_split_and_of_other_metrics(cli: Call, here: Path) -> None:
     done = cli("front", "tiny", "--split", "test")
     assert done.code == 0
@@ -419,6 +422,23 @@ def test_front_of_the_test_split_and_of_other_metrics(cli: Call, here: Path) -> 
     done = cli("front", "tiny", "--x", "train/loss", "--y", "standard_error")
     assert done.code == 0
     assert {"train", "loss"} <= set(done.text.split())
+
+
+@pytest.mark.parametrize(
+    ("axes", "caption"),
+    [
+        ([], "digits, linf 0.1, pgd3, val split"),
+        (["--y", ROBUST], "digits, linf 0.1, pgd5x2, val and test split"),
+        (["--x", "test/standard_error", "--y", ROBUST], "digits, linf 0.1, pgd5x2, test split"),
+        (["--x", "forward_equivalents"], "digits, linf 0.1, pgd3, val split"),
+    ],
+)
+def test_a_front_is_captioned_by_what_it_shows(
+    cli: Call, here: Path, axes: list[str], caption: str
+) -> None:
+    done = cli("front", "tiny", *axes)
+    assert done.code == 0
+    assert done.text.startswith(f"tiny: {caption}; errors in %")
 
 
 BAD_FRONTS = {

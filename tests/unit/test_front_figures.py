@@ -50,6 +50,15 @@ def test_the_probability_of_being_on_the_front_stands_beside_it() -> None:
     assert "pareto_probability" not in without.table
 
 
+def test_the_front_of_radii_is_captioned_by_what_certified_them() -> None:
+    trials = make_trials(6).assign(**{"val/average_certified_radius/l2/smoothing": 0.5})
+    names = {"standard_error": "val/standard_error", "robust_error": "val/robust_error/l2_1/pgd20"}
+    front = Front("s", "standard_error", "robust_error", trials, (), "digits", names=names)
+    assert front.subtitle == "digits, l2 1, pgd20, val split"
+    assert front.of_radii is not None
+    assert front.of_radii.subtitle == "digits, l2, smoothing, val split"
+
+
 def make_trials(n: int = 24, seeds: int = 1) -> pd.DataFrame:
     rng = np.random.default_rng(n + seeds)
     eps = rng.uniform(0, 0.2, n)

@@ -49,10 +49,11 @@ class Front:
             resolved searched parameter. `val_examples` counts the examples of the metrics,
             `<split>_examples` those of the metrics named `<split>/...`.
         parameters: the columns that are searched parameters.
-        subtitle: what was measured, for instance "digits, linf 0.1, pgd20, validation split".
+        data: what the trials are trained on.
         objectives: what decides who is on the front, where that is more than x and y.
         chances: by number of the configuration, the probability that it is on the front.
         problems: what could not be read, and so is missing from them.
+        names: what short names of metrics stand for: `val/standard_error`, ...
     """
 
     name: str
@@ -60,10 +61,23 @@ class Front:
     y: str
     trials: pd.DataFrame
     parameters: tuple[str, ...]
-    subtitle: str
+    data: str
     objectives: tuple[str, ...] = ()
     chances: Mapping[int, float] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def subtitle(self) -> str:
+        """What is shown was measured on what: "digits, linf 0.1, pgd20, val split"."""
+        shown = dict.fromkeys([self.x, self.y, *self.objectives])
+        long = [self.names.get(metric, metric) for metric in shown]
+        by = [metric.split("/")[2:] for metric in long if is_error(metric) or is_radius(metric)]
+        threats = dict.fromkeys(name.replace("_", " ") for parts in by for name in parts[:-1])
+        evaluators = dict.fromkeys(name for parts in by for name in parts[-1:])
+        splits = dict.fromkeys(metric.split("/")[0] for metric in long if "/" in metric)
+        split = [f"{' and '.join(splits)} split"] if splits else []
+        return ", ".join([self.data, *threats, *evaluators, *split])
 
     @cached_property
     def every(self) -> pd.DataFrame:

@@ -64,21 +64,37 @@ def front_of(
 ) -> Front:
     """The front of a sweep in two metrics: the job's first two objectives, or their test errors."""
     table = trials_table(state)
-    attack = job.evaluate.attack if split == "val" else job.evaluate.final.attack
-    threat = job.threat[0].name if len(job.threat) == 1 else "union"
     x, y = (*job.objectives, job.objectives[0])[:2]
     if split == "test":
-        x, y = "test/standard_error", f"test/robust_error/{threat}/{attack.name}"
+        robust = f"test/robust_error/{_threat(job)}/{job.evaluate.final.attack.name}"
+        x, y = "test/standard_error", robust
     keys = dict.fromkeys(key for trial in state.trials.values() for key in searched(trial))
-    subtitle = f"{job.data.type}, {threat.replace('_', ' ')}, {attack.name}, {split} split"
     # Other axes are another question; so is the test split, which only members are measured on.
     objectives = job.objectives if split == "val" and axes == (None, None) else ()
     # Only the validation split has its predictions on disk.
     mistakes, problems = mistakes_by_number(state, job, folder) if objectives else ({}, [])
     x, y = axes[0] or x, axes[1] or y
     chances = membership(mistakes)
-    known = tuple(keys), subtitle, objectives, chances, tuple(problems)
+    known = tuple(keys), job.data.type, objectives, chances, tuple(problems), _long_names(job)
     return Front(folder.name, x, y, table, *known)
+
+
+def _threat(job: Job) -> str:
+    """What robustness is measured against; of several threats all at once."""
+    return job.threat[0].name if len(job.threat) == 1 else "union"
+
+
+def _long_names(job: Job) -> dict[str, str]:
+    """The long names of the errors that a job calls by short ones."""
+    threat, certify = _threat(job), job.evaluate.certify
+    names = {
+        "standard_error": "val/standard_error",
+        "robust_error": f"val/robust_error/{threat}/{job.evaluate.attack.name}",
+    }
+    if certify is not None:
+        names["certified_error"] = f"val/certified_error/{threat}/{certify.name}"
+        names["smoothed_error"] = f"val/smoothed_error/{certify.name}"
+    return names
 
 
 def _column(metric: str) -> str:
