@@ -21,6 +21,7 @@ from robustfront.evaluation.records import Records
 from robustfront.executors.task import Task
 from robustfront.executors.worker import work
 from robustfront.threats import Threat
+from robustfront.tracking.tables import records_table
 from robustfront.training.trial import run_trial
 
 LABEL = np.array([0, 1, 2, 3, 0])
@@ -431,3 +432,25 @@ def test_proofs_of_a_smoothed_classifier_are_not_put_together_with_those_of_the_
         smoothed={"smoothing": label},
     )
     assert records.errors("test")["certified_error"] == 0.75
+
+
+def test_the_table_of_records_holds_what_is_certified_too():
+    label, plain = np.array([0, 1]), np.array([0, 0])
+    records = Records(
+        label,
+        plain,
+        {"l2_1/pgd20": plain},
+        certified={"l2_1/smoothing": np.array([1, 0], np.int8)},
+        smoothed={"smoothing": np.array([0, -2])},
+        radii={"l2/smoothing": np.array([1.5, 0.0])},
+    )
+    table = records_table(records)
+    assert list(table.columns) == [
+        "label",
+        "plain",
+        "l2_1/pgd20",
+        "certified:l2_1/smoothing",
+        "smoothed:smoothing",
+        "radii:l2/smoothing",
+    ]
+    assert table.iloc[0].tolist() == [0, 0, 0, 1, 0, 1.5]

@@ -39,8 +39,11 @@ def trials_table(state: SweepState) -> pd.DataFrame:
 
 
 def records_table(records: Records) -> pd.DataFrame:
-    """One row an example: label, plain prediction, prediction under each attack."""
+    """One row an example: label, plain prediction, prediction under each attack by its name;
+    certificates, predictions and radii of smoothed classifiers as `certified:<name>`, ..."""
     columns = {"label": records.label, "plain": records.plain, **records.attacked}
+    for kind in ("certified", "smoothed", "radii"):
+        columns |= {f"{kind}:{name}": found for name, found in getattr(records, kind).items()}
     return pd.DataFrame(columns)
 
 
