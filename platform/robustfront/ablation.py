@@ -174,7 +174,7 @@ class Ablation(Component):
 
     def _wrong_by(self, value: Mapping[str, Any]) -> str:
         other = value[_BY]
-        if other not in self.factors:
+        if not isinstance(other, str) or other not in self.factors:
             return f"by: got {other!r}{nearest(other, [*self.factors])}"
         wanted, found = {*self.names[other]}, {*value} - {_BY}
         if wanted == found:

@@ -569,6 +569,7 @@ class LedgerStore(Component):
             raise ValueError(f"got {parts.scheme}:..., allowed is postgresql://user@host/database")
         if parts.password is not None:
             raise ValueError("holds a password; set PGPASSWORD or write it to ~/.pgpass")
+        _ = parts.port  # raises where it is no number
         return url
 
 

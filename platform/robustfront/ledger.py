@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from os.path import isfile  # False too for what can be no path
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -219,7 +220,7 @@ class Ledger:
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder holds a ledger, or says where it is."""
-    return any((folder / name).is_file() for name in (FILE, ELSEWHERE))
+    return any(isfile(folder / name) for name in (FILE, ELSEWHERE))
 
 
 def check_database(url: str | None) -> None:

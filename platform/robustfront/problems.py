@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -35,7 +35,26 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, read: Callable[[str], Any]) -> Any:
+    """What `read` finds in a text, if JSON can say it too.
+
+    Raises:
+        ValueError: in one line, why there is nothing.
+    """
+    try:
+        found = read(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    try:
+        json.dumps(found, default=str)
+    except (ValueError, RecursionError):
+        raise ValueError("a mapping in it holds itself") from None
+    return found
+
+
+def _yaml(text: str) -> Any:
     """The one YAML document in a text; safe loading only."""
     loader = _Loader(text)
     try:
@@ -59,13 +78,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
     try:
-        raw = json.loads(text) if path.suffix == ".json" else _parse(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(str(path), [" ".join(str(error).split())]) from None
-    try:
-        json.dumps(raw, default=str)
-    except (ValueError, RecursionError):
-        raise ConfigError(str(path), ["a mapping in it holds itself"]) from None
+        raw = _parse(text, json.loads if path.suffix == ".json" else _yaml)
+    except ValueError as error:
+        raise ConfigError(str(path), [str(error)]) from None
     if not isinstance(raw, dict):
         raise ConfigError(str(path), [f"a mapping of keys is expected, got {type(raw).__name__}"])
     return {str(key): value for key, value in raw.items()}
@@ -84,9 +99,9 @@ def parse_overrides(settings: list[str]) -> dict[str, Any]:
             problems.append(f"write key=value, got {setting!r}")
             continue
         try:
-            overrides[key.strip()] = _parse(value)
-        except (yaml.YAMLError, ValueError) as error:
-            problems.append(f"{key}: {' '.join(str(error).split())}")
+            overrides[key.strip()] = _parse(value, _yaml)
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
     if problems:
         raise ConfigError("--set", problems)
     return overrides

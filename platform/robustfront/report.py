@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from os.path import isdir  # False too for what can be no path
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustfront.config import Job
-from robustfront.errors import ConfigError
+from robustfront.errors import ConfigError, is_full
 from robustfront.estimate import Estimate
 from robustfront.evaluation.intervals import clopper_pearson
 from robustfront.executors.live import summary
@@ -160,40 +161,49 @@ def save_effects(view: AblationView, csv: Path | None, png: Path | None) -> None
     """The effects as table and picture.
 
     Raises:
-        ConfigError: a folder that does not exist, or a folder in place of a file.
+        ConfigError: a folder that does not exist, or what cannot be a file in it.
     """
     _require_files(csv, png)
     if csv is not None:
-        write_bytes(csv, view.to_csv().encode())
+        _save(csv, view.to_csv().encode())
     if png is not None:
         from robustfront.tracking import ablation_png
 
-        write_bytes(png, ablation_png.gaps(view))
+        _save(png, ablation_png.gaps(view))
 
 
 def _require_files(*paths: Path | None) -> None:
     asked = [path for path in paths if path is not None]
-    wrong = [f"{path}: its folder does not exist" for path in asked if not path.parent.is_dir()]
-    wrong += [f"{path}: is a folder" for path in asked if path.is_dir()]
+    wrong = [f"{path}: its folder does not exist" for path in asked if not isdir(path.parent)]
+    wrong += [f"{path}: is a folder" for path in asked if isdir(path)]
     if wrong:
         raise ConfigError("front", wrong)
+
+
+def _save(path: Path, content: bytes) -> None:
+    try:
+        write_bytes(path, content)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise ConfigError("front", [f"{path}: cannot be written: {error.strerror}"]) from None
 
 
 def save_front(front: Front, csv: Path | None, png: Path | None, html: Path | None) -> None:
     """The front as files.
 
     Raises:
-        ConfigError: a folder that does not exist, or a folder in place of a file.
+        ConfigError: a folder that does not exist, or what cannot be a file in it.
     """
     from robustfront.tracking import front_html, front_png
 
     _require_files(csv, png, html)
     if csv is not None:
-        write_bytes(csv, front.to_csv().encode())
+        _save(csv, front.to_csv().encode())
     if png is not None:
-        write_bytes(png, front_png.render(front))
+        _save(png, front_png.render(front))
     if html is not None:
-        write_bytes(html, front_html.render(front).encode())
+        _save(html, front_html.render(front).encode())
 
 
 def show_end(sweep: Sweep) -> None:

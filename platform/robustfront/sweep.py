@@ -21,7 +21,7 @@ import yaml
 from robustfront.attacks import ATTACKS
 from robustfront.certifiers import CERTIFIERS, Cascade
 from robustfront.config import Final, Job, TrialConfig, as_trained
-from robustfront.errors import ConfigError, DataError, nearest
+from robustfront.errors import ConfigError, DataError, is_full, nearest
 from robustfront.evaluation.records import Records
 from robustfront.executors.choose import Executor, Kind, make_executor
 from robustfront.executors.driver import Driver, Failed
@@ -153,7 +153,7 @@ def run(
     """
     plan = load_plan(Path(job), set)
     folder = folder_of(plan.job)
-    if folder.exists():
+    if os.path.exists(folder):  # False too for what can be no path
         hint = (
             f"`robustfront resume {_shown(folder)}` goes on with it, `--set name=...` starts anew"
         )
@@ -275,13 +275,18 @@ def export(
         How many examples that are, for all threats that are boxes, and the names of the others.
 
     Raises:
-        ConfigError: no such trial, no threat that is a box, or a folder that exists.
+        ConfigError: no such trial, no threat that is a box, or a folder that exists or cannot be made.
         DataError: no such sweep, or data that cannot be read.
     """
     opened = Sweep.open(sweep)
     chosen = _only(opened.job, opened.state, trial)
     config = TrialConfig.model_validate(opened.state.trials[chosen].config)
-    return export_final(config, opened.folder / "trials" / chosen, out, timeout)
+    try:
+        return export_final(config, opened.folder / "trials" / chosen, out, timeout)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise ConfigError("--out", [f"{out} cannot be written: {error.strerror}"]) from None
 
 
 def import_verdicts(
@@ -488,9 +493,8 @@ def _extended(state: SweepState, changes: Mapping[str, Any], folder: Path) -> Pl
 
 def _create(folder: Path, plan: Plan, executor: Kind, warm: list[dict[str, Any]]) -> None:
     """The sweep's folder with its first event: all of it, or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        draft = _draft(folder)
         undo.callback(shutil.rmtree, draft, ignore_errors=True)
         draft.chmod(0o755)
         uid = uuid.uuid4().hex
@@ -514,6 +518,18 @@ def _create(folder: Path, plan: Plan, executor: Kind, warm: list[dict[str, Any]]
         except OSError:
             raise ConfigError("name", [f"{folder} was made by somebody else just now"]) from None
         undo.pop_all()
+
+
+def _draft(folder: Path) -> Path:
+    """A hidden folder beside the one that is to be."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        if is_full(error):
+            raise
+        problem = f"{folder} cannot be made a folder: {error.strerror}"
+        raise ConfigError("storage", [problem]) from None
 
 
 def _version() -> str:

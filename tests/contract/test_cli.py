@@ -179,6 +179,18 @@ BAD_RUNS = {
         ["job.yaml", "--set", "name=many", "--set", "data.train_size=1500"],
         "data.train_size: 1500 asked for",
     ),
+    "no place for the sweep": (
+        ["job.yaml", "--set", "storage=/dev/null/x"],
+        "storage: 1 problem /dev/null/x cannot be made a folder: ",
+    ),
+    "another place that cannot be": (
+        ["job.yaml", "--set", "storage=/proc/zz/x"],
+        "/proc/zz/x cannot be made a folder: ",
+    ),
+    "a place with too long a name": (
+        ["job.yaml", "--set", f"storage=sweeps/{'x' * 300}"],
+        "cannot be made a folder: File name too long",
+    ),
     "unknown executor": (["job.yaml", "--executor", "slurm"], "slurm"),
     "unknown option": (["job.yaml", "--sett", "a=b"], "--sett"),
     "no file": ([], "JOB.yaml"),
@@ -369,9 +381,10 @@ def test_status_where_there_is_nothing(
     done = cli("status")
     assert done.code == 0
     assert "no sweeps here" in done.out
-    done = cli("status", "nothing")
-    assert done.code == 2
-    assert "no sweep 'nothing' here" in done.err
+    for name in ("nothing", "x" * 300):
+        done = cli("status", name)
+        assert done.code == 2
+        assert f"no sweep '{name}' here" in done.err
     assert listing(tmp_path) == {}
 
 
@@ -447,6 +460,8 @@ BAD_FRONTS = {
     "unknown metric": (["tiny", "--x", "robust_eror"], "did you mean 'robust_error'"),
     "no such folder": (["tiny", "--csv", "no/f.csv"], "no/f.csv: its folder does not exist"),
     "a folder for a file": (["tiny", "--csv", "sweeps"], "sweeps"),
+    "no place for a file": (["tiny", "--csv", "/proc/x.csv"], "/proc/x.csv: cannot be written"),
+    "too long a name": (["tiny", "--png", "x" * 300], "cannot be written: File name too long"),
 }
 
 
@@ -592,6 +607,8 @@ def test_what_is_undecided_goes_to_another_verifier_and_comes_back(
     assert f"{undecided - 1} undecided" in again.text
     taken = cli("export", "tiny", "--trial", member, "--out", str(tmp_path / "again"))
     assert taken.code == 2 and "again exists" in taken.text
+    taken = cli("export", "tiny", "--trial", member, "--out", "/dev/null/x")
+    assert taken.code == 2 and "/dev/null/x cannot be written: Not a directory" in taken.text
     results.write_text("model.onnx,linf_0.1/50.vnnlib,unsat,1.0\n")
     wrong = cli("verdicts", "tiny", str(results), *options)
     assert wrong.code == 2 and "has example 50, there are 50" in wrong.text
@@ -754,6 +771,10 @@ def test_ui_refuses_where_there_is_no_store_or_the_port_is_taken(
         done = cli("ui", "--port", str(taken.getsockname()[1]))
     assert done.code == 2
     assert "--port" in done.err
+    for port in ("99999999", "-1"):
+        done = cli("ui", "--port", port)
+        assert done.code == 2
+        assert f"--port: 1 problem got {port}" in done.text
     monkeypatch.chdir(tmp_path)
     done = cli("ui")
     assert done.code == 2

@@ -105,6 +105,14 @@ def test_a_half_fraction_confounds_the_factors_only_with_their_joint_interaction
             "did you mean 'shape'",
         ),
         (
+            {"factors": {**FACTORS, "budget": {"a": {"threat.eps": {"by": ["shape"]}}, "b": {}}}},
+            "by: got ['shape']",
+        ),
+        (
+            {"factors": {**FACTORS, "budget": {"a": {"threat.eps": {"by": {"c": 1}}}, "b": {}}}},
+            "by: got {'c': 1}",
+        ),
+        (
             {"factors": {**FACTORS, "budget": {"a": {"threat.eps": {"by": "shape"}}, "b": {}}}},
             "a value for each level of shape",
         ),

@@ -238,7 +238,11 @@ ONE_PROBLEM: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a training norm without a radius": (
         {"train_threat": {"norm": "l2"}},
-        ["train_threat.eps: is missing; the job measures no l2 threat"],
+        ["train_threat: ", "eps: is missing; the job measures no l2 threat"],
+    ),
+    "a port that is no number": (
+        {"ledger": {"url": "postgresql://h:notaport/x"}},
+        ["ledger.url: ", "notaport"],
     ),
     "a number for radii": ({"train_threat": {"radii": 5}}, ["train_threat.radii: ", "got 5"]),
     "nothing for radii": ({"train_threat": {"radii": None}}, ["train_threat.radii: ", "None"]),
@@ -332,6 +336,18 @@ def test_yaml_that_cannot_be_read_is_one_problem(tmp_path: Path, text: str, mess
 def test_a_mapping_that_holds_itself_is_a_problem(tmp_path: Path) -> None:
     text = yaml.safe_dump(BASE) + "method: &m {type: trades, inner: *m}\n"
     assert len(problems_of(tmp_path, text)) == 1
+    with pytest.raises(ConfigError, match="method: a mapping in it holds itself"):
+        parse_overrides(["method=&m {type: trades, inner: *m}"])
+
+
+@pytest.mark.parametrize("name", ["deep.yaml", "deep.json"])
+def test_what_is_nested_too_deeply_is_a_problem(tmp_path: Path, name: str) -> None:
+    deep = "[" * 3000 + "]" * 3000
+    path = write(tmp_path, f'{{"method": {deep}}}', name)
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load_plan(path)
+    with pytest.raises(ConfigError, match="method: nested too deeply"):
+        parse_overrides([f"method={deep}"])
 
 
 def test_a_file_that_is_missing_or_no_text_is_one_problem(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def serve(sweeps: Path, port: int | None) -> int:
 
     Raises:
         DataError: there is no store yet.
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or is none.
     """
     store = sweeps.absolute() / "mlflow.db"
     if not store.is_file():
@@ -42,7 +42,7 @@ def _free_port(port: int | None) -> int:
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port or 0))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise ConfigError("--port", [f"got {port}, it cannot be used ({error})"]) from None
         return int(probe.getsockname()[1])
 
