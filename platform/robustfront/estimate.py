@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -75,6 +76,10 @@ def estimate(plan: Plan) -> Estimate:
     measured = _measured_before(job)
     if measured is None and job.resources.gpu and not torch.cuda.is_available():
         return replace(known, reason="no GPU is here to time it on")
+    asked, cores = job.resources.cpu * job.resources.workers, len(os.sched_getaffinity(0))
+    if asked > cores:
+        reason = f"resources.cpu: a trial takes {asked} cores, this machine has {cores}"
+        return replace(known, reason=reason)
     pace, basis = measured or (_seconds_per_forward(sampled[0], data), "a step timed here")
     seconds = passes * pace / max(concurrency, 1)
     return replace(known, seconds=seconds, final_seconds=final * pace, basis=basis)

@@ -174,6 +174,10 @@ BAD_RUNS = {
     "not key=value": (["job.yaml", "--set", "train.epochs"], "write key=value"),
     "name taken": (["job.yaml"], "robustfront resume tiny"),
     "no GPU": (["job.yaml", "--set", "name=b", "--set", "resources.gpu=1"], "resources.gpu"),
+    "too many cores": (
+        ["job.yaml", "--set", "name=b", "--set", "resources.cpu=4096"],
+        "resources.cpu: 1 problem got 4096, this machine has",
+    ),
     "four GPUs": (["job.yaml", "--set", "name=b", "--set", "resources.gpu=4"], "resources.gpu"),
     "too many examples": (
         ["job.yaml", "--set", "name=many", "--set", "data.train_size=1500"],
@@ -698,6 +702,15 @@ def test_validate_reports_every_problem(cli: Call, here: Path) -> None:
     done = cli("validate", "job.yaml", "--set", "data.train_size=1500")
     assert done.code == 2
     assert "data.train_size: 1500 asked for" in done.err
+
+
+def test_validate_tells_of_too_few_cores_as_of_a_gpu_that_is_not_here(
+    cli: Call, here: Path
+) -> None:
+    done = cli("validate", "job.yaml", "--set", "resources={cpu: 2048, workers: 2}")
+    assert done.code == 0
+    assert "forward passes (resources.cpu: a trial takes 4096 cores, this machine has" in done.text
+    assert "at once" not in done.text
 
 
 def test_validate_estimates_from_sweeps_of_the_same_model_and_data(cli: Call, copy: Path) -> None:

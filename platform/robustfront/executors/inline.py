@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from robustfront.config import Job
@@ -15,7 +17,8 @@ class InlineExecutor:
     """Runs trials in this process; with the same seed the same results as on Ray.
 
     Raises:
-        ConfigError: a GPU is asked for, and there is none; or several workers are.
+        ConfigError: a GPU is asked for, and there is none; or more cores than there are; or
+            several workers.
     """
 
     concurrency = 1
@@ -23,6 +26,9 @@ class InlineExecutor:
     def __init__(self, job: Job, raw: RawData) -> None:
         if job.resources.gpu and not torch.cuda.is_available():
             raise ConfigError("resources.gpu", [f"got {job.resources.gpus:g}, no GPU is here"])
+        if job.resources.cpu > (cores := len(os.sched_getaffinity(0))):
+            problem = f"got {job.resources.cpu}, this machine has {cores}"
+            raise ConfigError("resources.cpu", [problem])
         if job.resources.workers > 1:
             problem = f"got {job.resources.workers}, the inline executor has one process"
             raise ConfigError("resources.workers", [problem])
