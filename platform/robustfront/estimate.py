@@ -13,8 +13,8 @@ import torch
 from robustfront.certifiers import InputDependent
 from robustfront.config import Job, TrialConfig
 from robustfront.data import DataSet, split_data
-from robustfront.errors import DataError, RobustfrontError
-from robustfront.executors.choose import local_concurrency
+from robustfront.errors import RobustfrontError
+from robustfront.executors.choose import checked_data, kinds, local_concurrency
 from robustfront.methods import StepContext
 from robustfront.randomness import Rng
 from robustfront.search.plan import Plan
@@ -57,18 +57,19 @@ def estimate(plan: Plan) -> Estimate:
 
     Early stopping takes from it; further seeds come on top, and the final measurement of the front,
     which is told for one of its members.
+
+    Raises:
+        ConfigError: too few examples, or images too small for a model.
+        DataError: the data, which are on this machine, cannot be read.
     """
     job = plan.job
     size = None if job.ablation else plan.space.size()
     trials = min(job.search.trials, size or job.search.trials)
     concurrency = local_concurrency(job)
-    if not job.data.is_local:
+    if not all(config.data.is_local for config in kinds(job)):
         reason = "its data are not on this machine yet"
         return Estimate(trials, None, None, concurrency, reason=reason)
-    try:
-        data = split_data(job.data, job.data.load(), torch.device("cpu"))
-    except DataError as error:
-        return Estimate(trials, None, None, concurrency, reason=str(error))
+    data = split_data(job.data, checked_data(job), torch.device("cpu"))
     sampled = _sampled(plan)
     passes = trials * float(np.mean([_forward_equivalents(config, data) for config in sampled]))
     final = float(np.mean([config.final_equivalents(len(data.test)) for config in sampled]))

@@ -687,11 +687,34 @@ def test_an_evaluation_that_is_killed_goes_on_with_the_same_result(cli: Call, co
 # -- validate
 
 
+def test_validate_tells_of_data_that_cannot_be_read(cli: Call, here: Path) -> None:
+    for path, message in (("no.npz", "no.npz: no such file"), (".", "cannot be read")):
+        done = cli("validate", "job.yaml", "--set", f"data={{type: arrays, path: {path}}}")
+        assert done.code == 2
+        assert message in done.text
+
+
 def test_validate_prints_the_plan_and_writes_nothing(cli: Call, here: Path) -> None:
     done = cli("validate", "job.yaml", "--set", "search.trials=7")
     assert done.code == 0
     for text in ("7 (random", "3 each", "standard_error, robust_error", "method.beta", "pgd5x2"):
         assert text in done.text
+
+
+TOO_SMALL = "{data.train_size: {choice: [100, 100000]}, model.type: {choice: [mlp, small_cnn]}}"
+
+
+@pytest.mark.parametrize("command", [["validate"], ["run", "--executor", "inline"]])
+def test_choices_that_no_trial_could_train_with_are_told_beforehand(
+    cli: Call, here: Path, command: list[str]
+) -> None:
+    name, *options = command
+    changes = ["name=b", f"search_space={TOO_SMALL}"]
+    done = cli(name, "job.yaml", *options, *(word for one in changes for word in ("--set", one)))
+    assert done.code == 2
+    assert "2 problems" in done.text
+    assert "data.train_size: 100000 asked for" in done.text
+    assert "small_cnn needs images of" in done.text
 
 
 def test_validate_reports_every_problem(cli: Call, here: Path) -> None:

@@ -342,6 +342,8 @@ def test_shape_reads_headers_only(tmp_path, monkeypatch):
 def test_files_that_are_no_array_archive(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         Arrays(path=str(tmp_path / "none.npz")).load()
+    with pytest.raises(DataError, match="cannot be read .Is a directory"):
+        Arrays(path=str(tmp_path)).load()
     text = tmp_path / "text.npz"
     text.write_text("x_train")
     with pytest.raises(DataError, match="not an .npz file"):

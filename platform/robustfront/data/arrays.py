@@ -79,13 +79,15 @@ class Arrays(DataConfig):
 
 def _read_headers(path: str) -> dict[str, Header]:
     """Shape and type of each array, without reading the arrays."""
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
             return {
                 name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()
             }
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise DataError(f"{path}: not an .npz file of numpy.savez ({error})") from error
 

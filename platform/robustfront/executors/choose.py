@@ -6,14 +6,16 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 from robustfront.config import Job, TrialConfig
 from robustfront.data import Corrupted, RawData, split_data
+from robustfront.errors import ConfigError
 from robustfront.executors.submit import check_submitter
-from robustfront.executors.task import Work
+from robustfront.executors.task import Work, ablated_data
+from robustfront.search.space import Space
 
 Kind = Literal["ray", "inline"]
 
@@ -44,32 +46,56 @@ def make_executor(kind: Kind, job: Job, folder: Path, address: str | None) -> Ex
     if kind == "inline":
         from robustfront.executors.inline import InlineExecutor
 
-        return InlineExecutor(job, _checked_data(job))
+        return InlineExecutor(job, checked_data(job))
     check_submitter()
     _prepare_ray(private=address is None)
     from robustfront.executors.ray import RayExecutor
 
-    return RayExecutor(job, _checked_data(job), folder, address)
+    return RayExecutor(job, checked_data(job), folder, address)
 
 
-def _checked_data(job: Job) -> RawData:
-    """The data, once they are known to be enough and to fit the model."""
+def checked_data(job: Job) -> RawData:
+    """The data, once they are known to be enough and to fit the model, in all that may be tried.
+
+    Raises:
+        ConfigError: with every problem.
+        DataError: the data cannot be read.
+    """
     raw = job.data.load()
     if job.evaluate.corruptions is not None:
         Corrupted(Path(job.evaluate.corruptions), job.data)
-    for config in _kinds(job):
-        own = raw if config.data == job.data else config.data.load()
-        data = split_data(config.data, own, torch.device("cpu"))
-        config.build_model(data.shape, data.classes, data.mean, data.std)
+    problems: dict[str, None] = {}
+    for config in kinds(job):
+        other = ablated_data(config.data.model_dump(mode="json"), job)
+        own = config.data.load() if other else raw
+        try:
+            data = split_data(config.data, own, torch.device("cpu"))
+            config.build_model(data.shape, data.classes, data.mean, data.std)
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(job.name, list(problems))
     return raw
 
 
-def _kinds(job: Job) -> list[TrialConfig]:
-    """The job, and a trial for each pair of data and model that its cells may have."""
-    cells = [] if job.ablation is None else job.ablation.cells()
-    trials = [job.trial(cell.settings, 0) for cell in cells]
-    kinds = {str((trial.data, trial.model)): trial for trial in trials}
-    return [job, *kinds.values()]
+def kinds(job: Job) -> list[TrialConfig]:
+    """The job, and a trial for each pair of data and model in its cells and at the ends of what is
+    searched."""
+    spaces: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, job.search_space)]
+    if job.ablation is not None:
+        spaces = [(cell.settings, job.ablation.nuisance_in(cell)) for cell in job.ablation.cells()]
+    settings = [{**fixed, **values} for fixed, raw in spaces for values in ({}, *_ends(raw))]
+    trials = [job.trial(one, 0) for one in settings]
+    return [*{str((trial.data, trial.model)): trial for trial in [job, *trials]}.values()]
+
+
+def _ends(space: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ends of what a search space says of data and model."""
+    return [
+        values
+        for key, values in Space.parse(space, "search_space").probes()
+        if key.startswith(("data.", "model."))
+    ]
 
 
 def _prepare_ray(private: bool) -> None:
