@@ -275,7 +275,8 @@ def export(
         How many examples that are, for all threats that are boxes, and the names of the others.
 
     Raises:
-        ConfigError: no such trial, no threat that is a box, or a folder that exists or cannot be made.
+        ConfigError: no such trial, no threat that is a box, or a folder that exists or cannot be
+            made.
         DataError: no such sweep, or data that cannot be read.
     """
     opened = Sweep.open(sweep)

@@ -5,6 +5,7 @@ import json
 import pickle
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ import robustfront
 from robustfront import attacks, certifiers, data, methods, models, unseen, updates
 from robustfront.config import TrialConfig
 from robustfront.methods import METHODS, StepContext
-from robustfront.problems import overlaid, read_mapping, validated
+from robustfront.problems import overlaid, parse_overrides, read_mapping, validated
 from robustfront.randomness import Rng
 from robustfront.registry import Component
 from robustfront.search.plan import load_plan
@@ -187,6 +188,33 @@ def test_a_method_has_a_search_space_of_its_fields_around_its_defaults(name: str
 
 JOBS = sorted((ROOT / "jobs").glob("**/*.y*ml"))
 SPACES = sorted((ROOT / "search_spaces").glob("**/*.y*ml"))
+
+
+def recipes(job: Path) -> list[list[str]]:
+    """The settings of each command in a job's header."""
+    command = rf"^#   robustfront run jobs/{job.name} ((?:.+\\\n#)*.+)$"
+    found = re.findall(command, job.read_text(), re.MULTILINE)
+    return [
+        [word for word in shlex.split(words.replace("\\\n#", " ")) if word != "--set"]
+        for words in found
+    ]
+
+
+RECIPES = [(job, settings) for job in JOBS for settings in recipes(job)]
+
+
+@pytest.mark.parametrize(("job", "settings"), RECIPES, ids=[one[1][0] for one in RECIPES])
+def test_the_recipes_in_the_headers_of_jobs_are_valid(
+    job: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    load_plan(job, parse_overrides(settings))
+
+
+def test_every_recipe_in_the_header_of_a_job_is_seen() -> None:
+    assert len(RECIPES) >= 14
+    written = sum(path.read_text().count("--set ") for path in JOBS)
+    assert sum(len(settings) for _, settings in RECIPES) == written
 
 
 def test_there_are_jobs_and_search_spaces_and_all_of_them_are_seen() -> None:
