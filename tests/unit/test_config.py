@@ -395,6 +395,23 @@ def test_problems_of_a_search_space(tmp_path: Path, space: Any, fragments: list[
     assert all(line.startswith("search_space: ") for line in problems)
 
 
+def test_a_search_space_is_no_problem_itself_and_hides_none(tmp_path: Path) -> None:
+    space = {
+        "method.type": {"choice": []},
+        "method.beta": {"log_uniform": [1, 2], "when": {"method.type": "trades"}},
+        "train.optimizer.lrr": {"choice": [0.5]},
+        "threat.eps": {"uniform": [0, 0.5]},
+        "train.epochs": {"choice": [1]},
+    }
+    write(tmp_path, space, "space.yaml")
+    for given in (space, "space.yaml"):
+        problems = problems_of(tmp_path, {**BASE, "search_space": given})
+        assert len(problems) == 3, problems
+        for fragment in ("method.type.choice: ", "lrr: unknown key", "threat.eps: cannot be"):
+            assert sum(fragment in line for line in problems) == 1
+    assert str(tmp_path / "space.yaml") in problems[0]
+
+
 def test_a_search_space_file_that_is_missing_names_the_file_and_a_guess(tmp_path: Path) -> None:
     write(tmp_path, {"train.epochs": {"choice": [1]}}, "space.yaml")
     text = "\n".join(problems_of(tmp_path, {**BASE, "search_space": "spice.yaml"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,6 @@ def check(settings: dict[str, Any], where: str) -> Plan:
     raw = {key: value for key, value in settings.items() if key != "search_space"}
     job, found = validated(Job, raw)
     problems = found + problems
-    if space is not None:
-        problems += _probe(settings, space, "search_space")
     if job is not None and space is not None and job.ablation is None:
         problems += _grid_problems(job, space)
     if settings.get("ablation") and settings.get("search_space"):
@@ -91,13 +90,31 @@ def _raw_space(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _space(settings: Mapping[str, Any]) -> tuple[Space | None, list[str]]:
-    given = settings.get("search_space")
-    where = given if isinstance(given, str) else "search_space"
+    """The search space, None if it cannot be read, and every problem of its entries."""
+    given, where = settings.get("search_space"), "search_space"
+    file = f"{given}: " if isinstance(given, str) else ""
+    raw, space, problems = None, None, []
     try:
-        space = Space.parse(_raw_space(settings), where)
+        raw = _raw_space(settings)
+        space = Space.parse(raw, where)
     except ConfigError as error:
-        return None, [f"search_space: {line}" for line in (error.where, *error.problems)]
-    return space, _unsearchable(space, "search_space")
+        problems = [f"{where}: {file}{line}" for line in error.problems]
+    for part in _readable(raw) if space is None else [space]:
+        problems += _unsearchable(part, where) + _probe(settings, part, where)
+    return space, list(dict.fromkeys(problems))
+
+
+def _readable(raw: object) -> list[Space]:
+    """Each entry that can be read, with those that its condition names."""
+    entries: Mapping[str, Any] = raw if isinstance(raw, Mapping) else {}
+    found = []
+    for key, entry in entries.items():
+        when = entry.get("when") if isinstance(entry, Mapping) else None
+        others = when if isinstance(when, Mapping) else {}
+        needed = {other: entries[other] for other in others if other in entries}
+        with suppress(ConfigError):
+            found.append(Space.parse({**needed, key: entry}, "search_space"))
+    return found
 
 
 def _unsearchable(space: Space, where: str) -> list[str]:
