@@ -1,7 +1,9 @@
 """Randomized smoothing: what it guarantees, against closed forms and by simulation."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mpmath
@@ -24,7 +26,7 @@ from robustfront.evaluation.records import ABSTAINED, Records, read_arrays
 from robustfront.evaluation.smoothing import Draws, audit, certificates, predict, recertify
 from robustfront.randomness import _lower_tail, cell_middles, whole_normal, whole_normal_error
 from robustfront.threats import Threat
-from robustfront.tracking import waterfall
+from robustfront.tracking.shipper import _Runs
 from robustfront.training.trial import (
     certified_errors,
     certify_final,
@@ -255,6 +257,25 @@ def test_what_is_wrong_is_said(changes: dict[str, Any], message: str) -> None:
         _config(**changes)
 
 
+def shipped(folder: Path) -> dict[str, bytes]:
+    """What goes to a trial's run about its smoothed classifier."""
+    sent: dict[str, bytes] = {}
+
+    class Store:
+        def log_artifact(self, run: str, path: str, place: str = "") -> None:
+            pass
+
+        def log_artifacts(self, run: str, files: str, place: str) -> None:
+            assert (run, place) == ("run", "smoothing")
+            sent.update({path.name: path.read_bytes() for path in Path(files).iterdir()})
+
+    runs, trial = object.__new__(_Runs), SimpleNamespace(id="a trial")
+    runs.client, runs.name, runs.children = Store(), "sweep", {trial.id: "run"}
+    runs.artifacts(trial, folder)  # type: ignore[arg-type]
+    runs.test_records(trial, folder)  # type: ignore[arg-type]
+    return sent
+
+
 def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,8 +302,13 @@ def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
     errors = certified_errors(config, tmp_path)
     found = Records.load(records_of_certificates(tmp_path))
     assert (found.draws["smoothing"].sum(2) == [100, 500]).all()
-    waterfall.write(found, tmp_path, "a trial")
-    table = pd.read_csv(tmp_path / "waterfall-l2-smoothing.csv")
+    sent = shipped(tmp_path)
+    pictures = {"waterfall-val.png", "waterfall-test.png"}
+    tables = {"waterfall-val-l2-smoothing.csv", "waterfall-test-l2-smoothing.csv"}
+    assert {*sent} == pictures | tables
+    table = pd.read_csv(io.BytesIO(sent["waterfall-test-l2-smoothing.csv"]))
+    val = pd.read_csv(io.BytesIO(sent["waterfall-val-l2-smoothing.csv"]))
+    assert val["certified_error"][0] == metrics["smoothed_error"]
     assert table["certified_error"].is_monotonic_increasing
     assert table["certified_error"][0] == errors["test/smoothed_error/smoothing"]
     assert (
@@ -290,7 +316,7 @@ def test_a_trial_is_measured_as_a_smoothed_classifier_and_goes_on_after_a_kill(
     ).all()
     at = table["certified_error"][np.searchsorted(table["radius"], 0.25)]
     assert at >= errors["test/certified_error/l2_0.25/smoothing"]
-    assert (tmp_path / "waterfall.png").read_bytes().startswith(b"\x89PNG")
+    assert all(sent[name].startswith(b"\x89PNG") for name in pictures)
     assert (
         errors["test/smoothed_error/smoothing"] <= errors["test/certified_error/l2_0.25/smoothing"]
     )

@@ -268,17 +268,13 @@ class _Runs:
             if (folder / "checkpoint" / name).is_file():
                 self.client.log_artifact(run, str(folder / "checkpoint" / name), "checkpoint")
         self._records(run, folder / "records.npz")
+        self._waterfall(trial, folder / "records.npz", "val")
 
     def test_records(self, trial: Trial, folder: Path) -> None:
         """Records of all suites on the test split, as far as they are there."""
         for path in sorted(folder.glob("test-*.npz")):
             self._records(self.children[trial.id], path)
-        certified = folder / "test-certified.npz"
-        if certified.is_file() and (records := Records.load(certified)).smoothed:
-            with tempfile.TemporaryDirectory() as scratch:
-                title = f"{self.name}, {trial.id}: smoothed, test split"
-                waterfall.write(records, Path(scratch), title)
-                self.client.log_artifacts(self.children[trial.id], scratch, "smoothing")
+        self._waterfall(trial, folder / "test-certified.npz", "test")
 
     def suspect(self, trial: Trial) -> None:
         """Why the robust error of a trial may not be believed; no tag where nothing speaks so."""
@@ -294,6 +290,14 @@ class _Runs:
                 path = Path(scratch) / f"{records.stem}.parquet"
                 records_table(Records.load(records)).to_parquet(path)
                 self.client.log_artifact(run, str(path))
+
+    def _waterfall(self, trial: Trial, path: Path, split: str) -> None:
+        """Certified error by radius, where the records are of a smoothed classifier."""
+        if path.is_file() and (records := Records.load(path)).smoothed:
+            with tempfile.TemporaryDirectory() as scratch:
+                title = f"{self.name}, {trial.id}: smoothed, {split} split"
+                waterfall.write(records, Path(scratch), split, title)
+                self.client.log_artifacts(self.children[trial.id], scratch, "smoothing")
 
     def mark_pareto(self, front: set[str], trials: Iterable[Trial]) -> None:
         """Set the tag of each trial whose membership has changed."""

@@ -58,10 +58,11 @@ def render(tables: Mapping[str, pd.DataFrame], title: str) -> bytes:
     return png(figure)
 
 
-def write(records: Records, folder: Path, title: str) -> None:
-    """`waterfall.png` and a `waterfall-<verifier>.csv` for each smoothed classifier."""
+def write(records: Records, folder: Path, split: str, title: str) -> None:
+    """`waterfall-<split>.png`, and `waterfall-<split>-<verifier>.csv` for each that smooths."""
     tables = {key: waterfall(records, key) for key in records.radii}
     for key, table in tables.items():
-        write_bytes(folder / f"waterfall-{key.replace('/', '-')}.csv", csv_of(table).encode())
+        name = f"waterfall-{split}-{key.replace('/', '-')}.csv"
+        write_bytes(folder / name, csv_of(table).encode())
     if tables:
-        write_bytes(folder / "waterfall.png", render(tables, title))
+        write_bytes(folder / f"waterfall-{split}.png", render(tables, title))
