@@ -255,8 +255,9 @@ def certify(
 
     def settings(job: Job) -> tuple[Final, str]:
         final = _with_certifier(job, certifier)
-        assert final.certify is not None
-        return final, as_trained(final.certify, job.smoothing).name
+        shown = final.certify or job.evaluate.certify
+        assert shown is not None
+        return final, as_trained(shown, job.smoothing).name
 
     return _again(sweep, "certify", trial, settings, executor, address)
 
@@ -384,8 +385,10 @@ def _again(
 def _with_certifier(job: Job, name: str | None) -> Final:
     """The job's final suite with the certifier of that name."""
     known, final = job.evaluate.final.certify or job.evaluate.certify, job.evaluate.final
+    if name is None and known is not None:
+        return final  # in an ablation cells may have certifiers of their own
     if name is None:
-        return final.model_copy(update={"certify": known or Cascade()})
+        return final.model_copy(update={"certify": Cascade()})
     if name not in CERTIFIERS.classes:
         raise ConfigError("--certifier", [f"got {name!r}{nearest(name, [*CERTIFIERS.classes])}"])
     return final.model_copy(update={"certify": CERTIFIERS.classes[name]()})

@@ -16,7 +16,18 @@ import robustfront as rf
 from robustfront.evaluation.records import Records
 from robustfront.report import save_effects, show_effects
 from robustfront.search.cells import chosen_numbers
-from tiny_job import JOB, call, command, environment, errors_of, reports, run_alone, state_of
+from robustfront.sweep import certify
+from tiny_job import (
+    JOB,
+    call,
+    command,
+    environment,
+    errors_of,
+    reports,
+    run_alone,
+    state_of,
+    write_job,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -161,3 +172,18 @@ def test_a_study_that_was_killed_ends_like_one_left_alone(home: Path) -> None:
     assert last.returncode == 0, last.stderr
     killed, alone = (state_of(home / "sweeps" / name) for name in ("killed", "alone"))
     assert errors_of(killed) == errors_of(alone)
+
+
+def test_cells_are_certified_again_each_by_its_own_certifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    levels = {name: {"evaluate.certify": {"type": name}} for name in ("ibp", "crown_ibp")}
+    ablation = {"factors": {"verifier": levels}, "trials_per_cell": 1, "seeds": [0]}
+    changes = {**JOB_OF_CELLS, "train": {**JOB["train"], "epochs": 1}, "ablation": ablation}
+    done = rf.run(write_job(tmp_path, **changes), executor="inline")
+    before = {trial.id: {**trial.test} for trial in done.state.trials.values()}
+    after, _, trials = certify(done.folder)
+    assert len(trials) == 2
+    assert after.problems == ()
+    assert {trial.id: trial.test for trial in after.state.trials.values()} == before
