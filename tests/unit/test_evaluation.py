@@ -129,6 +129,13 @@ def test_a_worker_measures_with_the_threads_and_the_precision_of_training(kind, 
     assert {*seen} == {(1, "ieee", "ieee")}
 
 
+@pytest.mark.parametrize("label", [-1, 3, 9])
+def test_a_label_without_a_logit_is_refused(label):
+    x, y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, label])
+    with pytest.raises(DataError, match=f"labels lie in 0 to 2.*got {min(label, 0)} to"):
+        evaluate(model(), x, y, ["linf:1/10"], FGSM())
+
+
 class NeedsMemory(nn.Module):
     """Runs out of memory on more than so many examples at once."""
 

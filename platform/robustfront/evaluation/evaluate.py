@@ -237,7 +237,8 @@ def evaluate(
 
     Raises:
         ConfigError: a threat or suite that does not exist.
-        DataError: inputs outside [0, 1] or of the wrong shape; logits that are not finite.
+        DataError: inputs outside [0, 1] or of the wrong shape; labels that the model has no logit
+            for; logits that are not finite.
     """
     if x.dim() != 4 or len(x) != len(y) or not len(x):
         raise DataError(f"x (N, C, H, W) and y (N,) are expected, got {x.shape} and {y.shape}")
@@ -257,9 +258,21 @@ def evaluate(
     batch_size = 250 if x.device.type == "cpu" else 1000
     try:
         with channels_last(model), full_precision():
+            _require_labels(model, x, y)
             return measure(model, Split(x, y, 1.0), parsed, suite, (seed, "evaluate"), batch_size)
     except Diverged as error:
         raise DataError(str(error)) from None
+
+
+def _require_labels(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Known before any attack: on a GPU, a label out of range ends its use by the process."""
+    with eval_mode(model), torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    least, most = int(y.min()), int(y.max())
+    if least < 0 or most >= classes:
+        raise DataError(
+            f"labels lie in 0 to {classes - 1}, as many as logits, got {least} to {most}"
+        )
 
 
 @contextmanager
