@@ -19,6 +19,8 @@ class MaxAT(Method):
 
     Batch norm: one train-mode forward, of the chosen inputs; searches and choice run in eval mode.
     Source: arXiv:1904.13000, section 4 (the "max" strategy).
+    Deviates: the default search is PGD from a uniform start, where fra31/robust-finetuning, whose
+    figures are compared with E-AT's, takes APGD from x (`inner: {type: apgd, start: zero}`).
     """
 
     type: Literal["max_at"] = "max_at"

@@ -29,7 +29,9 @@ class Trades(Method):
     Batch norm: two train-mode forwards, x then x_adv; the search runs in eval mode.
     Source: arXiv:1901.08573, equation 5 and algorithm 1. Official code: yaodongyu/TRADES.
     Deviates: p(x) of the search is computed once, not in every inner step (the same numbers, 1.4
-    times faster), and the outer pass reuses its logits, so batch norm sees x once, not twice.
+    times faster), and the outer pass reuses its logits, so batch norm sees x once, not twice; l2
+    steps are of 2.5 eps / steps (the code: 2 eps / steps), and a zero gradient moves nothing (the
+    code takes a random direction).
     """
 
     type: Literal["trades"] = "trades"
