@@ -26,7 +26,9 @@ class GradientProjection(Plain):
     `share`: theta = theta_0 + (1 - b) g_a + b max(0, cos(g_a, g_n)) g_n.
 
     The copy starts anew from the model in each epoch, with an optimiser that has no momentum yet,
-    at the same learning rates. Batch norm keeps the statistics of the model.
+    at the same learning rates. Batch norm keeps the statistics of the model. The copy sees no noise
+    of `smoothing.sigma`. The running average of `train.ema` follows steps: a projection enters it
+    with those of the next epoch, that of the last epoch never.
     Source: arXiv:2402.06827, section 4.3. Official code: uiuc-focal-lab/RAMP.
     Deviates: the code mixes running means and variances of batch norm as well; both models are
     trained side by side, the code trains one after the other.
