@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -39,7 +39,7 @@ from robustfront.models.conditioned import conditioned
 from robustfront.problems import overlaid, read_mapping, validated
 from robustfront.randomness import Noise
 from robustfront.registry import Component
-from robustfront.threats import Norm, Threat, TrainThreat, eps_text
+from robustfront.threats import Threat, TrainThreat, eps_text
 from robustfront.training.optimizers import SGD, OptimizerField
 from robustfront.training.schedules import Constant, EpsRamp, ScheduleField
 from robustfront.unseen import Unseen, UnseenField
@@ -235,8 +235,6 @@ class TrialConfig(Component):
         radii = {threat.norm: eps_text(threat.eps) for threat in reversed(whole)} | dict(own)
         norm = given.get("norm", whole[0].norm)
         eps = {"eps": radii[norm]} if norm in [*radii] else {}
-        if not eps and "eps" not in given and norm in get_args(Norm):
-            raise ValueError(f"train_threat.eps: is missing; the job measures no {norm} threat")
         return {**raw, "train_threat": {"norm": norm, **eps, **given, "radii": radii}}
 
     @model_validator(mode="before")
@@ -251,6 +249,16 @@ class TrialConfig(Component):
         if isinstance(update, Mapping) and "type" not in update:
             return {**raw, "update": {"type": default, **update}}
         return raw
+
+    @field_validator("train_threat")
+    @classmethod
+    def _has_a_radius(cls, train_threat: TrainThreat, info: ValidationInfo) -> TrainThreat:
+        """There is none to take over from a threat of another norm."""
+        measured = [threat.norm for threat in info.data.get("threat", ())]
+        given = "eps" in train_threat.model_fields_set or train_threat.norm in train_threat.radii
+        if measured and not given and train_threat.norm not in measured:
+            raise ValueError(f"eps: is missing; the job measures no {train_threat.norm} threat")
+        return train_threat
 
     @field_validator("resources")
     @classmethod
@@ -636,20 +644,22 @@ class Job(TrialConfig):
         train, resources = info.data.get("train"), info.data.get("resources")
         if train is None or resources is None:
             return search
-        scheduler, budget = search.scheduler, search.budget
+        scheduler, budget, problems = search.scheduler, search.budget, []
         if search.warm_start and search.sampler not in ("tpe", "gp"):
-            raise ValueError(f"warm_start: {search.sampler} does not learn from earlier sweeps")
+            problems.append(f"warm_start: {search.sampler} does not learn from earlier sweeps")
         if scheduler is not None and scheduler.grace_epochs >= train.epochs:
-            raise ValueError(
+            problems.append(
                 f"scheduler.grace_epochs: got {scheduler.grace_epochs}, it would never stop "
                 f"a trial of {train.epochs} epochs"
             )
         if budget.epochs is not None and budget.epochs < train.epochs:
-            raise ValueError(
+            problems.append(
                 f"budget.epochs: got {budget.epochs}, one trial has {train.epochs} epochs"
             )
         if budget.gpu_hours is not None and not resources.gpu:
-            raise ValueError("budget.gpu_hours: would never be spent, resources.gpu is 0")
+            problems.append("budget.gpu_hours: would never be spent, resources.gpu is 0")
+        if problems:
+            raise ValueError("; ".join(problems))
         return search
 
     @model_validator(mode="wrap")

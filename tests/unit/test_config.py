@@ -300,6 +300,28 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     assert len(keys) == len(expected) + 1
 
 
+def test_what_a_radius_is_missing_for_hides_no_other_problem(tmp_path: Path) -> None:
+    changes = {"train_threat": {"norm": "l1"}, "train": {"epochs": "ten"}, "sede": 3}
+    problems = problems_of(tmp_path, {**BASE, **changes})
+    assert sorted(line.split(": ")[0] for line in problems) == [
+        "sede",
+        "train.epochs",
+        "train_threat",
+    ]
+
+
+def test_all_that_a_search_cannot_do_is_told_at_once(tmp_path: Path) -> None:
+    search = {
+        "sampler": "random",
+        "warm_start": ["earlier"],
+        "scheduler": {"type": "mo_asha", "grace_epochs": 9},
+        "budget": {"epochs": 1, "gpu_hours": 1},
+    }
+    (problem,) = problems_of(tmp_path, {**BASE, "train": {"epochs": 3}, "search": search})
+    for fragment in ("warm_start: ", "scheduler.grace_epochs: ", "budget.epochs: ", "gpu_hours: "):
+        assert fragment in problem
+
+
 def test_the_error_says_how_many_and_stands_alone(tmp_path: Path) -> None:
     path = write(tmp_path, {**BASE, "sede": 3, "trial": 1})
     with pytest.raises(ConfigError) as caught:
