@@ -2,6 +2,7 @@
 
 import shutil
 import struct
+import sys
 import warnings
 from urllib.error import URLError
 
@@ -481,6 +482,16 @@ def test_what_is_downloaded_lands_in_the_first_root(tmp_path, monkeypatch, capfd
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["MNIST"]
     assert not (tmp_path / "b").exists()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_set_without_torchvision_is_not_called_damaged(tmp_path, monkeypatch):
+    (tmp_path / "MNIST").mkdir()
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for root in (tmp_path, tmp_path / "empty"):
+        with pytest.raises(DataError, match="read by torchvision, which is not here") as caught:
+            MNIST(root=str(root)).load()
+        assert "remove" not in str(caught.value)
+    assert not (tmp_path / "empty").exists()
 
 
 def test_partial_and_damaged_copies_are_refused(tmp_path, no_network):

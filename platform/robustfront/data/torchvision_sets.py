@@ -51,16 +51,18 @@ class TorchvisionConfig(DataConfig, ABC):
         """Read, or download.
 
         Raises:
-            DataError: no root holds the set and it cannot be downloaded, or its files are damaged.
+            DataError: no root holds the set and it cannot be downloaded, its files are damaged, or
+                torchvision is not here.
         """
         name = self.torchvision_name
+        dataset = _dataset(name)
         held = self._held()
         if not held:
-            _download(name, self._roots())
+            _download(dataset, name, self._roots())
         home = held[0] if held else self._roots()[0]
         try:
             (x_train, y_train), (x_test, y_test) = (
-                _read(name, home, train) for train in (True, False)
+                _read(dataset, home, train) for train in (True, False)
             )
         except Exception as error:  # torchvision's readers fail in many ways on a damaged file
             raise DataError(
@@ -78,13 +80,15 @@ class TorchvisionConfig(DataConfig, ABC):
 
 
 def _dataset(name: str) -> Any:
-    from torchvision import datasets  # slow to import, and only these sets need it
-
+    try:
+        from torchvision import datasets  # slow to import, and only these sets need it
+    except ImportError as error:
+        raise DataError(f"{name} is read by torchvision, which is not here ({error})") from error
     return getattr(datasets, name)
 
 
-def _read(name: str, root: Path, train: bool) -> tuple[Images, Labels]:
-    examples = _dataset(name)(str(root), train=train, download=False)
+def _read(dataset: Any, root: Path, train: bool) -> tuple[Images, Labels]:
+    examples = dataset(str(root), train=train, download=False)
     images = np.asarray(examples.data)
     x = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
     y = np.asarray(examples.targets, dtype=np.int64)
@@ -93,7 +97,7 @@ def _read(name: str, root: Path, train: bool) -> tuple[Images, Labels]:
     return np.ascontiguousarray(x), y
 
 
-def _download(name: str, roots: list[Path]) -> None:
+def _download(dataset: Any, name: str, roots: list[Path]) -> None:
     """Into the first root, by way of a folder of its own: what stands there is always whole."""
     silence = io.StringIO()
     created = [path for path in (roots[0], *roots[0].parents) if not path.exists()]
@@ -104,7 +108,7 @@ def _download(name: str, roots: list[Path]) -> None:
             contextlib.redirect_stdout(silence),
             contextlib.redirect_stderr(silence),
         ):
-            _dataset(name)(fresh, train=True, download=True)
+            dataset(fresh, train=True, download=True)
             target = roots[0] / _FOLDERS[name]
             if not target.exists():
                 (Path(fresh) / _FOLDERS[name]).rename(target)
