@@ -47,6 +47,19 @@ def test_readme_mentions_every_command():
     assert not [name for name in commands if f"robustfront {name}" not in README]
 
 
+def test_readme_mentions_every_job():
+    jobs = sorted((ROOT / "jobs").glob("*.yaml"))
+    assert len(jobs) >= 15
+    assert not [path.name for path in jobs if f"jobs/{path.name}" not in README]
+
+
+def test_changelog_lists_every_command():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    listed = re.search(r"^- Commands (.+?)\.$", text, re.MULTILINE | re.DOTALL).group(1)
+    commands = {command.callback.__name__ for command in cli.app.registered_commands}
+    assert set(re.findall(r"`(\w+)`", listed)) == commands
+
+
 def test_the_job_in_the_readme_is_valid(tmp_path, monkeypatch):
     text = re.search(r"```yaml\n(name: my_front.+?)```", README, re.DOTALL).group(1)
     space = re.search(r"```yaml\n(method\.type:.+?)```", README, re.DOTALL).group(1)
