@@ -25,7 +25,7 @@ from robustfront.search.plan import Plan
 from robustfront.sweep import Sweep
 from robustfront.tracking.ablation_view import AblationView
 from robustfront.tracking.front import Front, is_error
-from robustfront.tracking.shipper import store_uri
+from robustfront.tracking.shipper import local_store, store_uri
 
 _COLUMNS = 4  # errors side by side, for a terminal of 80 columns
 
@@ -224,7 +224,9 @@ def show_end(sweep: Sweep) -> None:
     for problem in sweep.problems:
         console.print(problem, style="red", markup=False)
     console.print(f"Sweep:  {sweep.folder}")
-    console.print(f"MLflow: {store_uri(sweep.job, sweep.folder)}   (robustfront ui)")
+    uri = store_uri(sweep.job, sweep.folder)
+    served = uri == local_store(Path("sweeps"))
+    console.print(f"MLflow: {uri}" + ("   (robustfront ui)" if served else ""))
 
 
 def show_measured(sweep: Sweep, attack: str, trials: Sequence[str]) -> None:

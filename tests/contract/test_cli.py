@@ -163,7 +163,7 @@ def test_run_says_what_it_found_and_where_to_look(
     assert re.search(r"\d of 4 finished trials are on the front, hypervolume 0\.\d{4}", done.text)
     assert "[4/4]" in done.text
     assert str(copy / "sweeps" / "second") in done.text
-    assert f"sqlite:///{copy / 'sweeps' / 'mlflow.db'}" in done.text
+    assert f"sqlite:///{copy / 'sweeps' / 'mlflow.db'} (robustfront ui)" in done.text
     assert len(state_of(copy / "sweeps" / "second").trials) == 4
 
 
@@ -236,6 +236,8 @@ def test_a_tracking_store_that_does_not_answer_is_told_at_the_end(cli: Call, cop
     done = cli("run", "job.yaml", "--set", "name=c", "--set", uri, "--executor", "inline")
     assert done.code == 1
     assert "`robustfront resume c` sends them" in done.text
+    assert f"sqlite:///{copy}/file/mlflow.db" in done.text
+    assert "(robustfront ui)" not in done.text
     assert "finished trials are on the front" in done.text
 
 

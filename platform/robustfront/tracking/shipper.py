@@ -42,7 +42,12 @@ _RUN_STATUS = {
 
 def store_uri(job: Job, folder: Path) -> str:
     """The MLflow store of a job: the one it names, else SQLite beside the sweeps."""
-    return job.tracking.uri or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
+    return job.tracking.uri or local_store(folder.parent)
+
+
+def local_store(sweeps: Path) -> str:
+    """The SQLite store beside the sweeps in a folder."""
+    return f"sqlite:///{sweeps.absolute() / 'mlflow.db'}"
 
 
 class Shipper:
