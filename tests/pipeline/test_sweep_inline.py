@@ -224,6 +224,7 @@ def test_children_carry_resolved_parameters_tags_and_times(sweep: rf.Sweep, home
         assert ("method.lambda" in run.data.params) == (config.method.type == "trades")
         assert run.data.tags["robustfront.status"] == "finished"
         assert run.data.tags["robustfront.sweep"] == "tiny"
+        assert run.data.tags["robustfront.version"] == store.parent.data.tags["robustfront.version"]
         assert run.info.status == "FINISHED"
         assert run.info.end_time >= run.info.start_time
     assert {run.data.params["method.type"] for run in store.children.values()} == {

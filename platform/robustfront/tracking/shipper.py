@@ -199,15 +199,14 @@ class _Runs:
         self, uri: str, experiment: str, artifacts: str | None, name: str, created: Event
     ) -> None:
         self.client = _client(uri)
-        self.name, self.uid = name, created.body["uid"]
+        self.name, self.uid, self.version = name, created.body["uid"], created.body["version"]
         self.experiment = self._experiment(experiment, artifacts)
         self.children: dict[str, str] = {}
         self._pareto: dict[str, bool] = {}
         self._find()
-        version = {"robustfront.version": created.body["version"]}
         self.parent: str = self.children.pop("", "")
         if not self.parent:
-            self.parent = self._create(created, name, version)
+            self.parent = self._create(created, name, {})
         self.client.update_run(self.parent, "RUNNING")
 
     def close(self) -> None:
@@ -328,9 +327,13 @@ class _Runs:
         self.client.log_batch(run, [Metric(key, value, now, step) for key, value in values.items()])
 
     def _create(self, event: Event, name: str, tags: dict[str, str]) -> str:
-        sweep = {"robustfront.sweep": self.name, "robustfront.sweep_id": self.uid}
+        common = {
+            "robustfront.sweep": self.name,
+            "robustfront.sweep_id": self.uid,
+            "robustfront.version": self.version,
+        }
         run = self.client.create_run(
-            self.experiment, _milliseconds(event), {**sweep, **tags}, run_name=name
+            self.experiment, _milliseconds(event), {**common, **tags}, run_name=name
         )
         return str(run.info.run_id)
 
