@@ -16,13 +16,19 @@ from robustfront.registry import Component
 C = TypeVar("C", bound=Component)
 
 
+_MERGE = "tag:yaml.org,2002:merge"  # `<<: *other`, other's keys where there are none of its own
+
+
 class _Loader(yaml.SafeLoader):
     """Safe loading that refuses a key given twice, of which YAML would keep the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The keys as they are written, before others are merged with them."""
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            merge = key_node.tag == _MERGE
+            key = key_node.value if merge else self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key is a plain word", key_node.start_mark
@@ -32,7 +38,21 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return node
+
+
+def _json(text: str) -> Any:
+    """JSON that refuses a key given twice, of which Python would keep the last."""
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} is given twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=mapping)
 
 
 def _parse(text: str, read: Callable[[str], Any]) -> Any:
@@ -78,7 +98,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
     try:
-        raw = _parse(text, json.loads if path.suffix == ".json" else _yaml)
+        raw = _parse(text, _json if path.suffix == ".json" else _yaml)
     except ValueError as error:
         raise ConfigError(str(path), [str(error)]) from None
     if not isinstance(raw, dict):

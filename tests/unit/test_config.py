@@ -355,6 +355,22 @@ def test_yaml_that_cannot_be_read_is_one_problem(tmp_path: Path, text: str, mess
     assert "\n" not in problem
 
 
+def test_a_key_given_twice_in_json_is_one_problem(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"data": {"type": "digits", "type": "mnist"}}', "config.json")
+    with pytest.raises(ConfigError, match="1 problem\n  the key 'type' is given twice"):
+        load_trial(path)
+
+
+def test_merge_keys_give_what_is_not_said_and_hide_no_key_given_twice(tmp_path: Path) -> None:
+    text = yaml.safe_dump(BASE) + "evaluate:\n  attack: &pgd {type: pgd, steps: 7}\n"
+    plan = load_plan(write(tmp_path, text + "  final: {<<: *pgd, restarts: 3, steps: 9}\n"))
+    assert plan.job.evaluate.final.attack == PGD(steps=9, restarts=3)
+    assert plan.job.evaluate.attack == PGD(steps=7)
+    for twice in ("{<<: *pgd, <<: *pgd}", "{<<: *pgd, steps: 1, steps: 2}"):
+        (problem,) = problems_of(tmp_path, text + f"  final: {twice}\n")
+        assert "is given twice" in problem
+
+
 def test_a_mapping_that_holds_itself_is_a_problem(tmp_path: Path) -> None:
     text = yaml.safe_dump(BASE) + "method: &m {type: trades, inner: *m}\n"
     assert len(problems_of(tmp_path, text)) == 1
