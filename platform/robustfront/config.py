@@ -132,13 +132,13 @@ def _share_or_auto(value: Any) -> Any:
 
 
 class Resources(Component):
-    """What each worker of a trial gets.
+    """What a trial gets: so many workers, and what each of them holds.
 
     Args:
-        cpu: cores.
-        gpu: one, none, or a share of one, which is bookkeeping only. `auto`: the first trial of a
-            model, method and batch size gets a whole one and measures its memory, later ones get
-            the share of it that they need.
+        cpu: cores of a worker.
+        gpu: of a worker: one, none, or a share of one, which is bookkeeping only. `auto`: the first
+            trial of a model, method and batch size gets a whole one and measures its memory, later
+            ones get the share of it that they need.
         workers: that train one model together, each on its share of every batch.
     """
 
