@@ -412,7 +412,12 @@ class InputDependent(Smoothing):
         return "grid_input_dependent" if self.grid else "input_dependent"
 
     def deviations(self, x: Tensor, anchors: Tensor | None) -> Array:
-        """sigma(x), (N,)."""
+        """sigma(x), (N,).
+
+        Raises:
+            ConfigError: no base sigma, or too few training images to be `k` neighbours.
+            SoundnessError: sigma changes faster than the rate allows.
+        """
         base = super().deviations(x, anchors)
         if anchors is None or len(anchors) <= self.k:
             found = "none" if anchors is None else str(len(anchors))
