@@ -334,12 +334,12 @@ def test_restarts_prefer_an_error_to_a_larger_loss():
     ("attack", "share"),
     [
         (APGD(start="zero"), 0.05),
-        (APGD(), 0.2),
+        (APGD(), 0.05),
         (APGD(start="zero", shrinking_radius=True), 0.05),
         (APGD(shrinking_radius=True), None),
     ],
 )
-def test_sparse_steps_begin_as_published(attack, share, monkeypatch):
+def test_sparse_steps_begin_as_said(attack, share, monkeypatch):
     """How many pixels the first l1 steps take; and that the first look starts the size anew."""
     model, x, y = binary()
     rules, looks = [], []

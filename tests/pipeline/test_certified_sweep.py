@@ -175,6 +175,7 @@ def test_another_certifier_and_imported_proofs_leave_those_there_are(
     assert proved.sum() >= (first.certified["linf_0.01/ibp"] == 1).sum()
 
 
+@pytest.mark.filterwarnings("ignore:cascade. its 1e-09 s are over:UserWarning")
 def test_the_same_certifier_with_other_settings_begins_anew(folder: Path) -> None:
     """A cascade that was short of time says nothing about one that is not."""
     short = {"type": "cascade", "stages": ["ibp", "crown_ibp"], "seconds": 1e-9}
