@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from robustfront.evaluation.intervals import clopper_pearson
+from robustfront.search.plan import load_plan
 from robustfront.tracking import front_html, front_png
 from robustfront.tracking.front import Front, is_error
 from robustfront.tracking.front_labels import (
@@ -22,6 +23,8 @@ from robustfront.tracking.front_labels import (
     telling_parameter,
 )
 from robustfront.tracking.front_view import View
+from robustfront.tracking.tables import _long_names
+from tiny_job import JOB, write_job
 
 PARAMETERS = (
     "train_threat.eps",
@@ -57,6 +60,18 @@ def test_the_front_of_radii_is_captioned_by_what_certified_them() -> None:
     assert front.subtitle == "digits, l2 1, pgd20, val split"
     assert front.of_radii is not None
     assert front.of_radii.subtitle == "digits, l2, smoothing, val split"
+
+
+def test_a_caption_names_the_noise_that_a_certifier_has_from_training(tmp_path: Path) -> None:
+    changes = {
+        "threat": {"norm": "l1", "eps": "1/4"},
+        "method": {"type": "standard"},
+        "search_space": {},
+        "smoothing": {"sigma": 0.25, "noise": "uniform"},
+        "evaluate": {**JOB["evaluate"], "certify": {"type": "smoothing"}},
+    }
+    names = _long_names(load_plan(write_job(tmp_path, **changes)).job)
+    assert names["certified_error"] == "val/certified_error/l1_0.25/uniform_smoothing"
 
 
 def make_trials(n: int = 24, seeds: int = 1) -> pd.DataFrame:

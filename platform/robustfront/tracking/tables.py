@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustfront.config import Job
+from robustfront.config import Job, as_trained
 from robustfront.evaluation.records import Records
 from robustfront.ledger import SweepState, Trial
 from robustfront.search.members import mistakes_by_number
@@ -89,14 +89,15 @@ def _threat(job: Job) -> str:
 
 def _long_names(job: Job) -> dict[str, str]:
     """The long names of the errors that a job calls by short ones."""
-    threat, certify = _threat(job), job.evaluate.certify
+    threat = _threat(job)
     names = {
         "standard_error": "val/standard_error",
         "robust_error": f"val/robust_error/{threat}/{job.evaluate.attack.name}",
     }
-    if certify is not None:
-        names["certified_error"] = f"val/certified_error/{threat}/{certify.name}"
-        names["smoothed_error"] = f"val/smoothed_error/{certify.name}"
+    if job.evaluate.certify is not None:
+        verifier = as_trained(job.evaluate.certify, job.smoothing).name
+        names["certified_error"] = f"val/certified_error/{threat}/{verifier}"
+        names["smoothed_error"] = f"val/smoothed_error/{verifier}"
     return names
 
 
