@@ -50,12 +50,12 @@ class Cascade(Certifier):
 
     def prepare(self, model: nn.Module) -> Lower:
         """Those of its stages."""
-        first, *later = [(stage, _STAGES[stage]().prepare(model)) for stage in self.stages]
+        (_, first), *later = [(stage, _STAGES[stage]().prepare(model)) for stage in self.stages]
         spent = 0.0
 
         def lower(x: Tensor, threat: Threat, specification: Tensor) -> Tensor:
             nonlocal spent
-            found = first[1](x, threat, specification)
+            found = first(x, threat, specification)
             started = time.perf_counter()
             for name, stage in later:
                 rows = (~proven(found)).nonzero()[:, 0]

@@ -586,7 +586,7 @@ class _Walk:
 
     def _require_monotone(self, layer: nn.Module) -> None:
         if getattr(layer, "inplace", False):
-            self._refuse(layer, "inplace=True overwrites what bounds are computed from")
+            self._refuse(layer, _OVERWRITES)
         if getattr(layer, "negative_slope", 0) < 0:
             self._refuse(layer, "with a negative slope it falls before it grows")
 
@@ -686,6 +686,8 @@ class _Walk:
         )
 
 
+_OVERWRITES = "inplace=True overwrites what bounds are computed from"
+
 # Those with no negative weights, such as a mean, among them.
 _MONOTONE: set[type[nn.Module]] = {
     nn.ReLU,
@@ -754,8 +756,7 @@ class _Graph:
         if target not in _FUNCTIONS or len(given) != 1:
             return self.walk._refuse(self.module, f"it uses {name}")
         if target is F.relu and (any(rest) or any(node.kwargs.values())):
-            problem = f"{name}: inplace=True overwrites what bounds are computed from"
-            return self.walk._refuse(self.module, problem)
+            return self.walk._refuse(self.module, f"{name}: {_OVERWRITES}")
 
         def act(x: Tensor) -> Tensor:
             function = getattr(type(x), target) if node.op == "call_method" else target

@@ -250,6 +250,12 @@ def _told(config: TrialConfig, model: nn.Module, *by: Component) -> _Told:
     return {"identity": _identity(config, model), "by": "\n".join(c.model_dump_json() for c in by)}
 
 
+def _said(path: Path) -> _Told:
+    """The same as a file of certificates says it; empty where there is none."""
+    arrays = read_arrays(path) if path.exists() else {}
+    return {name: str(arrays.get(name, "")) for name in ("identity", "by")}
+
+
 def _with_known(
     path: Path, told: _Told, records: Records, certifier: Certifier | None = None
 ) -> Records:
@@ -261,11 +267,11 @@ def _with_known(
     Raises:
         SoundnessError: the attacks of the records contradict one.
     """
-    said = read_arrays(path) if path.exists() else {}
-    if str(said.get("identity")) != told["identity"]:
+    said = _said(path)
+    if said["identity"] != told["identity"]:
         return records
     known = replace(Records.load(path), attacked=records.attacked)
-    if str(said.get("by")) == told["by"]:
+    if said == told:
         return known
     if certifier is None or isinstance(certifier, Smoothing) or known.smoothed:
         return records
@@ -371,8 +377,8 @@ def import_verdicts(
     name = f"{before or threat.name + '/'}{'-' if before else ''}{verifier}"
     records = replace(records, certified={**records.certified, name: proved})
     # As the certifier's own: a later one goes on from them.
-    by = str(read_arrays(path).get("by", "")) if path.exists() else ""
-    _write_certificates(path, {**_told(config, model), "by": by}, records)
+    told = {**_told(config, model), "by": _said(path)["by"]}
+    _write_certificates(path, told, records)
     kinds = [*found.values()]
     counts = {f"test/verdicts/{kind}": float(kinds.count(kind)) for kind in sorted({*kinds})}
     return {f"test/certified_error/{name}": float((proved != 1).mean()), **counts}
@@ -382,8 +388,7 @@ def _known(config: TrialConfig, folder: Path, model: nn.Module, test: Split) -> 
     """All that attacks and certifiers have found out about these examples."""
     attacked = _attacked(model, test, records_of_test(folder, config.evaluate.final.attack))
     path = records_of_certificates(folder)
-    said = str(read_arrays(path).get("by", "")) if path.exists() else ""
-    return _with_known(path, {**_told(config, model), "by": said}, attacked)
+    return _with_known(path, {**_told(config, model), "by": _said(path)["by"]}, attacked)
 
 
 def _undecided(records: Records, threat: Threat) -> np.ndarray:
