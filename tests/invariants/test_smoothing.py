@@ -593,5 +593,7 @@ def test_another_alpha_fewer_draws_or_another_radius_need_no_new_draws(
     assert means[0] == pytest.approx(means[1], rel=0.03) and means[0] < means[3]
     with pytest.raises(ConfigError, match="got 3000, 2000 draws of each example are there"):
         recertify(records, x, "l2:1/10", whole.model_copy(update={"n": 3000}))
+    with pytest.raises(ConfigError, match="got 0.5 on average, the draws are with 0.25"):
+        recertify(records, x, "l2:1/10", whole.model_copy(update={"sigma": 0.5}))
     with pytest.raises(ConfigError, match="uniform_smoothing"):
         recertify(records, x, "l1:1/10", Smoothing(noise="uniform"))

@@ -21,6 +21,9 @@ ABSTAINED = -2
 _DAMAGED = (AttributeError, ValueError, TypeError, KeyError, BadZipFile, zlib.error)
 
 
+_KINDS = ("attacked", "certified", "smoothed", "radii", "draws", "sigmas")  # fields by name
+
+
 @dataclass(frozen=True)
 class Records:
     """The primary result of an evaluation; every error is computed from it.
@@ -37,6 +40,7 @@ class Records:
         radii: certified radii of these by `<norm>/<certifier>`, (N,) float64 each.
         draws: what these follow from: how often each class came among the draws that chose one,
             and among those that bound its probability, (N, 2, K) int64 each.
+        sigmas: standard deviation of the noise of these draws, (N,) float64 each.
 
     Raises:
         SoundnessError: something is proved that an attack, or the plain prediction, contradicts.
@@ -49,6 +53,7 @@ class Records:
     smoothed: Mapping[str, np.ndarray] = field(default_factory=dict)
     radii: Mapping[str, np.ndarray] = field(default_factory=dict)
     draws: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sigmas: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, found in self.certified.items():
@@ -80,23 +85,18 @@ class Records:
         return cls(
             np.concatenate([part.label for part in parts]),
             np.concatenate([part.plain for part in parts]),
-            {
-                name: np.concatenate([part.attacked[name] for part in parts])
-                for name in parts[0].attacked
-            },
             *(
                 {
                     name: np.concatenate([getattr(part, kind)[name] for part in parts])
                     for name in getattr(parts[0], kind)
                 }
-                for kind in ("certified", "smoothed", "radii", "draws")
+                for kind in _KINDS
             ),
         )
 
     def rows(self, n: int) -> Records:
         """The first n examples."""
-        kinds = ("attacked", "certified", "smoothed", "radii", "draws")
-        first = [{k: found[:n] for k, found in getattr(self, kind).items()} for kind in kinds]
+        first = [{k: found[:n] for k, found in getattr(self, kind).items()} for kind in _KINDS]
         return Records(self.label[:n], self.plain[:n], *first)
 
     def without(self, verifier: str) -> Records:
@@ -202,9 +202,11 @@ class Records:
     def to_bytes(self, more: Mapping[str, np.ndarray] | None = None) -> bytes:
         """As an .npz archive, with `more` arrays that are no records."""
         buffer = io.BytesIO()
-        arrays = {f"attacked:{name}": array for name, array in self.attacked.items()}
-        for kind in ("certified", "smoothed", "radii", "draws"):
-            arrays |= {f"{kind}:{name}": array for name, array in getattr(self, kind).items()}
+        arrays = {
+            f"{kind}:{name}": array
+            for kind in _KINDS
+            for name, array in getattr(self, kind).items()
+        }
         np.savez_compressed(
             buffer,
             allow_pickle=False,
@@ -223,8 +225,7 @@ class Records:
             DataError: no such file, or not records.
         """
         arrays = read_arrays(path)
-        kinds = ("attacked", "certified", "smoothed", "radii", "draws")
-        named: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in kinds}
+        named: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in _KINDS}
         for key, array in arrays.items():
             kind, _, name = key.partition(":")
             if name and kind in named:

@@ -72,7 +72,7 @@ def smoothing(
             draws = Draws(model, x, sigma, split.start + rows, certifier)
             found = certificates(draws, certifier, y.cpu().numpy(), threats, dimension)
             state.predictions[rows], state.radii[rows] = found.predictions, found.radii
-            state.counts[rows] = found.draws
+            state.counts[rows], state.sigmas[rows] = found.draws, sigma
             right = found.predictions == y.cpu().numpy()
             for (name, _), holds in zip(names.items(), found.holds, strict=True):
                 state.certified[name][rows] = right & holds
@@ -89,6 +89,7 @@ class _State:
     predictions: Counts
     radii: Floats
     counts: Counts
+    sigmas: Floats
     certified: Mapping[str, npt.NDArray[np.int8]]
 
     @classmethod
@@ -101,6 +102,7 @@ class _State:
             begun,
             records.radii.get(f"{certifier.norm}/{verifier}", np.zeros(n)).copy(),
             records.draws.get(verifier, np.zeros((n, 2, classes), np.int64)).copy(),
+            records.sigmas.get(verifier, np.zeros(n)).copy(),
             {
                 name: records.certified.get(name, np.full(n, UNDECIDED, np.int8)).copy()
                 for name in names
@@ -115,6 +117,7 @@ class _State:
             smoothed={**records.smoothed, verifier: self.predictions},
             radii={**records.radii, f"{certifier.norm}/{verifier}": self.radii},
             draws={**records.draws, verifier: self.counts},
+            sigmas={**records.sigmas, verifier: self.sigmas},
         )
 
 
@@ -275,7 +278,7 @@ def recertify(
     ones. With alpha / m in place of alpha all m certificates hold at once, with 1 - alpha.
 
     Args:
-        records: with draws of this certifier, sigma and noise as they were.
+        records: with draws of this certifier.
         x: the images they are of, (N, C, H, W).
         threat: such as `l2:1/2`.
         anchors: training images, where the noise depends on them.
@@ -285,11 +288,16 @@ def recertify(
         follow from these draws are gone.
 
     Raises:
-        ConfigError: no such draws, or fewer than asked for; looks, which cannot be made again.
+        ConfigError: no such draws, fewer than asked for, or with another sigma; looks, which cannot
+            be made again.
     """
     ball, name = Threat.parse(threat), certifier.name
     if name not in records.draws:
         raise ConfigError("certifier", [f"got {name!r}{nearest(name, [*records.draws])}"])
+    asked, sigma = certifier.deviations(x, anchors), records.sigmas.get(name, np.zeros(len(x)))
+    if not np.allclose(asked, sigma, rtol=1e-4, atol=0):
+        problem = f"got {asked.mean():.4g} on average, the draws are with {sigma.mean():.4g}"
+        raise ConfigError("certify.sigma", [problem])
     selection, counts = records.draws[name][:, 0], records.draws[name][:, 1]
     chosen, total = selection.argmax(1), counts.sum(1)
     if certifier.looks or (total < certifier.n).any():
@@ -298,8 +306,8 @@ def recertify(
     own = counts[np.arange(len(counts)), chosen]
     source = np.random.default_rng(seed_of("smoothing", "recertify", certifier.n))
     successes = source.hypergeometric(own, total - own, certifier.n)
-    sigma, dimension = certifier.deviations(x, anchors), x[0].numel()
     p_lower = lower_bounds(successes, np.full(len(own), certifier.n), certifier.alpha)
+    dimension = x[0].numel()
     p_lower = p_lower - certifier.slack(sigma, dimension)
     predictions, radii, (holds,) = _said(certifier, sigma, dimension, [ball], chosen, p_lower)
     others = {k: v for k, v in records.certified.items() if k.partition("/")[2] != name}
