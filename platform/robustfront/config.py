@@ -305,12 +305,12 @@ class TrialConfig(Component):
     @classmethod
     def _noise_that_shows_gradients(cls, value: Smoothing, info: ValidationInfo) -> Smoothing:
         """Cells hide from a search what a change of the input does."""
-        method = info.data.get("method")
-        if method is not None and method.searches and value.noise == "splitting":
-            raise ValueError(
-                f"noise: got 'splitting', {method.type} searches for adversarial examples, which "
-                "see no gradient through it (allowed: gaussian, uniform)"
-            )
+        for one in (info.data.get("method"), info.data.get("update")):
+            if one is not None and one.searches and value.noise == "splitting":
+                raise ValueError(
+                    f"noise: got 'splitting', {one.type} searches for adversarial examples, which "
+                    "see no gradient through it (allowed: gaussian, uniform)"
+                )
         return value
 
     @field_validator("threat")

@@ -155,6 +155,12 @@ def test_a_method_says_whether_it_searches_for_adversarial_inputs(name: str) -> 
     assert bool(problems) == config.method.searches
 
 
+def test_an_update_that_searches_has_no_noise_in_cells() -> None:
+    settings = {**TRIAL, "update": {"type": "free"}, "smoothing": {"noise": "splitting"}}
+    _, problems = validated(TrialConfig, settings)
+    assert "free searches for adversarial examples" in "".join(problems)
+
+
 def resolved(config: TrialConfig, key: str) -> Any:
     value: Any = config.model_dump()
     for part in key.split("."):

@@ -61,6 +61,16 @@ def test_every_changed_image_lies_in_a_box(name: str) -> None:
         assert (low <= high).all() and low.min() >= 0 and high.max() <= 1
 
 
+@pytest.mark.parametrize(("moving", "boxes"), [(1, 20), (3, 20**3), (4, 17**4), (5, 10**5)])
+def test_ranges_are_cut_into_as_many_parts_as_can_be_bounded(
+    moving: int, boxes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("rotation", "scale", "shear", "brightness", "contrast")[:moving]
+    change = Geometric(**dict.fromkeys(names, 0.1))
+    monkeypatch.setattr(Geometric, "_box", lambda *_: None)
+    assert sum(1 for _ in change.boxes(_images())) == boxes
+
+
 @pytest.mark.parametrize("defect", ["ends only", "middle of the part"])
 def test_boxes_that_forget_the_grid_or_the_width_are_seen(
     defect: str, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ Ends = tuple[Tensor, Tensor]  # of intervals
 
 _ROUNDING = 1e-4  # pixels by which the places that a pixel may come from are widened
 _VALUES = 1e-5  # the same for values
+_MOST_BOXES = 100_000
 _NAMES = ("rotation", "translation", "translation", "scale", "shear", "brightness", "contrast")
 
 
@@ -32,9 +33,9 @@ class Geometric(Unseen):
     black outside.
 
     Found by trying `tries` random parameters. Certified by cutting each parameter's range into
-    `splits` parts: in each part, intervals of the place that a pixel comes from, and the exact
-    range of the bilinear interpolation over that place. What `evaluate.unseen` names is certified
-    where the job has a certifier.
+    `splits` parts (None: 20, or fewer, for at most 100,000 boxes in all): in each part, intervals
+    of the place that a pixel comes from, and the exact range of the bilinear interpolation over
+    that place. What `evaluate.unseen` names is certified where the job has a certifier.
 
     Source: sets as in arXiv:2410.03000 (CURE), section 5; interval bounds as in arXiv:1903.04079
     (DeepG), section 3, whose linear constraints are tighter.
@@ -55,7 +56,7 @@ class Geometric(Unseen):
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
     tries: PositiveInt = 100
-    splits: PositiveInt = 20
+    splits: PositiveInt | None = None
 
     @property
     def name(self) -> str:
@@ -90,23 +91,24 @@ class Geometric(Unseen):
 
     def boxes(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """One for each part of the range of the parameters."""
-        ranges = [self._parts(size) for size in self._sizes()]
+        splits = self.splits or self._affordable()
+        ranges = [_cut(size, splits) for size in self._sizes()]
         for part in itertools.product(*ranges):
-            yield self._box(x, [(x.new_tensor(a), x.new_tensor(b)) for a, b in part])
+            yield self._box(x, part)
 
     def _sizes(self) -> list[float]:
         return [getattr(self, name) for name in _NAMES]
 
-    def _parts(self, size: float) -> list[tuple[float, float]]:
-        """The range of a parameter, cut."""
-        if not size:
-            return [(0.0, 0.0)]
-        cuts = [size * (2 * at / self.splits - 1) for at in range(self.splits + 1)]
-        return list(itertools.pairwise(cuts))
+    def _affordable(self) -> int:
+        """Parts of each range: their number to the power of the parameters is that of boxes."""
+        moving = sum(size > 0 for size in self._sizes())
+        return max(splits for splits in range(1, 21) if splits**moving <= _MOST_BOXES)
 
-    def _box(self, x: Tensor, part: list[Ends]) -> tuple[Tensor, Tensor]:
+    def _box(self, x: Tensor, part: tuple[tuple[float, float], ...]) -> tuple[Tensor, Tensor]:
         """What each pixel can be within a part of the range."""
-        turn, down, right, scale, shear, light, contrast = part
+        turn, down, right, scale, shear, light, contrast = (
+            (x.new_tensor(a), x.new_tensor(b)) for a, b in part
+        )
         rows, columns = _places(x)
         cos, sin = _cosine(turn), _sine(turn)
         sheared = _plus((rows, rows), _times(shear, (columns, columns)))
@@ -119,6 +121,14 @@ class Geometric(Unseen):
         # Values are not negative, so neither end changes places.
         low, high = low * (1 + contrast[0]) + light[0], high * (1 + contrast[1]) + light[1]
         return (low - _VALUES).clamp(0, 1), (high + _VALUES).clamp(0, 1)
+
+
+def _cut(size: float, splits: int) -> list[tuple[float, float]]:
+    """The range of a parameter in equal parts."""
+    if not size:
+        return [(0.0, 0.0)]
+    cuts = [size * (2 * at / splits - 1) for at in range(splits + 1)]
+    return list(itertools.pairwise(cuts))
 
 
 def _places(x: Tensor) -> tuple[Tensor, Tensor]:

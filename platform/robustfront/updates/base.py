@@ -27,6 +27,7 @@ class Update(Component):
     """Turns a method's loss on a batch into a change of the weights."""
 
     alone: ClassVar[bool] = False  # whether it cannot share a batch with other workers
+    searches: ClassVar[bool] = False  # whether it follows gradients to adversarial inputs by itself
 
     @property
     def steps_per_batch(self) -> int:

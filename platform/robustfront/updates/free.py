@@ -34,6 +34,7 @@ class Free(Update):
 
     # Each place in the batch has its own perturbation.
     alone: ClassVar[bool] = True
+    searches: ClassVar[bool] = True
 
     @property
     def steps_per_batch(self) -> int:
