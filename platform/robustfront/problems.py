@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from robustfront.errors import ConfigError, nearest
+from robustfront.errors import ConfigError, is_full, nearest
 from robustfront.registry import Component
 
 C = TypeVar("C", bound=Component)
@@ -104,6 +105,22 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(str(path), [f"a mapping of keys is expected, got {type(raw).__name__}"])
     return {str(key): value for key, value in raw.items()}
+
+
+@contextmanager
+def making_room_for(folder: Path) -> Iterator[None]:
+    """While a sweep's folder is prepared.
+
+    Raises:
+        ConfigError: the system says that it cannot be; a full disk is told as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise
+        problem = f"{folder} cannot be made a folder: {error.strerror or error}"
+        raise ConfigError("storage", [problem]) from None
 
 
 def parse_overrides(settings: list[str]) -> dict[str, Any]:

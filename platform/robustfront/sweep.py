@@ -28,7 +28,7 @@ from robustfront.executors.driver import Driver, Failed
 from robustfront.executors.live import Display, Shares
 from robustfront.executors.remeasure import Remeasurement, with_suite
 from robustfront.ledger import Event, Ledger, SweepState, check_database, is_sweep
-from robustfront.problems import overlaid
+from robustfront.problems import making_room_for, overlaid
 from robustfront.search.cells import worth_measuring
 from robustfront.search.members import objectives_of
 from robustfront.search.plan import Plan, check, load_plan
@@ -526,14 +526,9 @@ def _create(folder: Path, plan: Plan, executor: Kind, warm: list[dict[str, Any]]
 
 def _draft(folder: Path) -> Path:
     """A hidden folder beside the one that is to be."""
-    try:
+    with making_room_for(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        if is_full(error):
-            raise
-        problem = f"{folder} cannot be made a folder: {error.strerror}"
-        raise ConfigError("storage", [problem]) from None
 
 
 def _version() -> str:

@@ -1,5 +1,6 @@
-"""What Tune makes of the ways in which a worker can end."""
+"""What Tune makes of the ways in which a worker can end, and what is asked of several nodes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from robustfront.executors.ray import _low_on_memory_is_lost
+from robustfront.errors import ConfigError
+from robustfront.executors.ray import _check_storage, _low_on_memory_is_lost
 
 
 class Manager(RayActorManager):
@@ -31,3 +33,13 @@ def test_a_worker_that_ray_ends_for_want_of_memory_is_lost_like_any_other() -> N
     assert manager._failed_actor_ids == {7}
     with pytest.raises(RuntimeError, match="unexpected"):
         manager._actor_task_failed(task, error)  # what Tune does by itself
+
+
+def test_storage_that_cannot_be_is_told_of_on_several_nodes_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nodes = [{"Alive": True, "NodeID": str(number)} for number in range(2)]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made a folder: "):
+        _check_storage(tmp_path / "file" / "sweep")

@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from robustfront.executors.ray_team import SCRATCH, Verdicts, train_in_team
 from robustfront.executors.task import Task, Work
 from robustfront.executors.watchdog import silence, watched
 from robustfront.executors.worker import work
+from robustfront.problems import making_room_for
 
 # Tune pickles searcher, scheduler and callbacks when a Tuner is made. They hold the name of their
 # sweep and find the driver here, in the process it lives in.
@@ -212,8 +213,12 @@ def _check_storage(folder: Path) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if len(nodes) == 1:
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder.parent, prefix=".seen-by-all-nodes.") as probe:
+    with ExitStack() as stack:
+        with making_room_for(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            probe = stack.enter_context(
+                tempfile.NamedTemporaryFile(dir=folder.parent, prefix=".seen-by-all-nodes.")
+            )
         looks = [
             _sees.options(
                 num_cpus=0,
