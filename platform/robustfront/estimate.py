@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from robustfront.certifiers import InputDependent
 from robustfront.config import Job, TrialConfig
 from robustfront.data import DataSet, split_data
 from robustfront.errors import RobustfrontError
-from robustfront.executors.choose import checked_data, kinds, local_concurrency
+from robustfront.executors.choose import checked_data, cores, kinds, local_concurrency
 from robustfront.methods import StepContext
 from robustfront.randomness import Rng
 from robustfront.search.plan import Plan
@@ -77,9 +76,8 @@ def estimate(plan: Plan) -> Estimate:
     measured = _measured_before(job)
     if measured is None and job.resources.gpu and not torch.cuda.is_available():
         return replace(known, reason="no GPU is here to time it on")
-    asked, cores = job.resources.cpu * job.resources.workers, len(os.sched_getaffinity(0))
-    if asked > cores:
-        reason = f"resources.cpu: a trial takes {asked} cores, this machine has {cores}"
+    if (asked := job.resources.cpu * job.resources.workers) > cores():
+        reason = f"resources.cpu: a trial takes {asked} cores, this machine has {cores()}"
         return replace(known, reason=reason)
     pace, basis = measured or (_seconds_per_forward(sampled[0], data), "a step timed here")
     seconds = passes * pace / max(concurrency, 1)

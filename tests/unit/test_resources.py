@@ -3,7 +3,7 @@
 import pytest
 
 from robustfront.config import Job
-from robustfront.executors.choose import concurrency
+from robustfront.executors.choose import concurrency, cores
 
 BASE = {
     "name": "tiny",
@@ -36,3 +36,11 @@ def test_the_scarcer_resource_and_the_job_s_own_limit_hold() -> None:
     assert at_once(64, 2, gpu=0.5, most=3) == 3
     assert at_once(2, 0, most=5) == 2
     assert at_once(64, 0, gpu=0.5) == 0
+
+
+def test_cores_are_counted_where_the_system_knows_no_affinity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert cores() == 6

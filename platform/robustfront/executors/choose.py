@@ -116,10 +116,17 @@ def _prepare_ray(private: bool) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
+def cores() -> int:
+    """How many of this machine's cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
 def local_concurrency(job: Job) -> int:
     """How many trials fit on this machine at once."""
     totals = {
-        "CPU": float(len(os.sched_getaffinity(0))),
+        "CPU": float(cores()),
         "GPU": float(torch.cuda.device_count()),
     }
     return concurrency(job, totals)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from robustfront.config import Job
 from robustfront.data import RawData
 from robustfront.errors import ConfigError
+from robustfront.executors.choose import cores
 from robustfront.executors.task import Task, Work
 from robustfront.executors.worker import work
 
@@ -26,8 +25,8 @@ class InlineExecutor:
     def __init__(self, job: Job, raw: RawData) -> None:
         if job.resources.gpu and not torch.cuda.is_available():
             raise ConfigError("resources.gpu", [f"got {job.resources.gpus:g}, no GPU is here"])
-        if job.resources.cpu > (cores := len(os.sched_getaffinity(0))):
-            problem = f"got {job.resources.cpu}, this machine has {cores}"
+        if job.resources.cpu > cores():
+            problem = f"got {job.resources.cpu}, this machine has {cores()}"
             raise ConfigError("resources.cpu", [problem])
         if job.resources.workers > 1:
             problem = f"got {job.resources.workers}, the inline executor has one process"

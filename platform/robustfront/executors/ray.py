@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import socket
 import tempfile
@@ -30,7 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from robustfront.config import Job, Resources
 from robustfront.data import RawData
 from robustfront.errors import ConfigError, is_full
-from robustfront.executors.choose import concurrency
+from robustfront.executors.choose import concurrency, cores
 from robustfront.executors.ray_team import SCRATCH, Verdicts, train_in_team
 from robustfront.executors.task import Task, Work
 from robustfront.executors.watchdog import silence, watched
@@ -149,7 +148,7 @@ def _connect(address: str | None) -> None:
         # "local": the default would attach to any Ray that happens to run on this machine.
         start(
             address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
+            num_cpus=cores(),
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
         )

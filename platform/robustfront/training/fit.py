@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -354,7 +355,8 @@ class _Run:
             total = torch.cuda.get_device_properties(self.device).total_memory
             gpu = {"gpu_memory_bytes": float(total)}
         else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak *= 1 if sys.platform == "darwin" else 1024  # Linux counts KiB
         size, steps = self._batches
         return {
             "forward_equivalents": self.config.forward_equivalents(
