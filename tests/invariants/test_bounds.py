@@ -1,6 +1,7 @@
 """Bounds: nothing that a threat allows lies outside them, and they are those of the references."""
 
 import copy
+import subprocess
 import sys
 import warnings
 
@@ -631,6 +632,19 @@ def test_too_little_memory_for_optimised_slopes_falls_back_and_says_so(monkeypat
         found = AlphaCROWN().prepare(model)(x, THREATS[0], margins_of(y, 5))
     assert any("too little memory" in str(w.message) for w in said)
     torch.testing.assert_close(found, CROWN().prepare(model)(x, THREATS[0], margins_of(y, 5)))
+
+
+def test_the_library_leaves_the_limit_on_recursion_as_it_was():
+    code = (
+        "import sys\n"
+        "from robustfront.certifiers.crown import CROWN\n"
+        "from torch import nn\n"
+        "before = sys.getrecursionlimit()\n"
+        "CROWN().prepare(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))\n"
+        "assert 'auto_LiRPA' in sys.modules\n"
+        "assert sys.getrecursionlimit() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_the_library_the_message_says_how_to_install_it(monkeypatch):

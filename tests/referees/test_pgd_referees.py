@@ -23,6 +23,8 @@ with warnings.catch_warnings():
 
 LINF, L2, STEPS = 0.1, 1.5, 10
 EXAMPLES = 1000
+# Other draws of the starts move an accuracy over 1,000 images by 0.003 (standard deviation).
+APART = {"zero": 0.01, "uniform": 0.02}
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,8 @@ def test_linf_pgd_agrees_with_both_referees(trained, start, step):
     attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=STEPS, random_start=random)
     foolboxed = predicted(model, by_foolbox(attack, model, x, y, LINF))
 
-    assert found == pytest.approx(by_torchattacks, abs=0.01)
-    assert found == pytest.approx((foolboxed == y).float().mean().item(), abs=0.01)
+    assert found == pytest.approx(by_torchattacks, abs=APART[start])
+    assert found == pytest.approx((foolboxed == y).float().mean().item(), abs=APART[start])
 
 
 @pytest.mark.parametrize(("start", "step"), [("zero", 0.2), ("zero", 0.4), ("uniform", 0.4)])
@@ -112,8 +114,8 @@ def test_l2_pgd_agrees_with_both_referees(trained, start, step):
     attack = foolbox.attacks.L2PGD(abs_stepsize=step, steps=STEPS, random_start=random)
     foolboxed = predicted(model, by_foolbox(attack, model, x, y, L2))
 
-    assert found == pytest.approx(by_torchattacks, abs=0.01)
-    assert found == pytest.approx((foolboxed == y).float().mean().item(), abs=0.01)
+    assert found == pytest.approx(by_torchattacks, abs=APART[start])
+    assert found == pytest.approx((foolboxed == y).float().mean().item(), abs=APART[start])
 
 
 def test_l2_pgd_from_the_uniform_start_agrees_with_foolbox_after_few_steps(trained):
@@ -123,8 +125,8 @@ def test_l2_pgd_from_the_uniform_start_agrees_with_foolbox_after_few_steps(train
     foolboxed = predicted(model, by_foolbox(attack, model, x, y, L2))
     from_x = accuracy(ours(model, x, y, f"l2:{L2}", PGD(steps=STEPS, step_size=0.2, start="zero")))
 
-    assert found == pytest.approx((foolboxed == y).float().mean().item(), abs=0.01)
-    assert found > from_x + 0.02  # the start is told apart
+    assert found == pytest.approx((foolboxed == y).float().mean().item(), abs=APART["uniform"])
+    assert found > from_x + 0.05  # the start is told apart
 
 
 @pytest.mark.parametrize("eps", [5.0, 10.0])

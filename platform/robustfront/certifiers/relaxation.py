@@ -177,6 +177,7 @@ def _library() -> Any:
     """
     if "auto_LiRPA" not in sys.modules:
         _help_old_versions()
+    limit = sys.getrecursionlimit()
     try:
         library = importlib.import_module("auto_LiRPA")
     except ModuleNotFoundError as error:
@@ -185,6 +186,9 @@ def _library() -> Any:
         raise RobustfrontError(
             "these bounds need auto_LiRPA: pip install --no-deps auto-LiRPA==0.3 appdirs"
         ) from None
+    finally:
+        # It lifts the limit to a million: what recurses forever then crashes the process.
+        sys.setrecursionlimit(limit)
     _accept_duplicates(library.BoundedModule)
     _keep_slopes_inside(importlib.import_module("auto_LiRPA.operators").BoundRelu)
     return library
