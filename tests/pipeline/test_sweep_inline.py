@@ -181,16 +181,20 @@ def test_the_members_of_the_front_and_no_others_are_measured_on_the_test_split(
 # -- MLflow
 
 
-def test_examples_of_every_member_are_tried_on_every_other(elsewhere: Path) -> None:
+def test_examples_of_every_member_are_tried_on_every_other_also_of_later_ones(
+    elsewhere: Path,
+) -> None:
     space = {"method.type": {"choice": ["standard", "pgd_at"]}}
-    search = {"sampler": "grid", "trials": 2, "scheduler": None}
+    search = {"sampler": "grid", "trials": 1, "scheduler": None}
     train = {"epochs": 15, "batch_size": 32, "optimizer": {"type": "adam", "lr": 0.01}}
     method = {"type": "pgd_at", "inner": {"steps": 3}}
     changes = {"search_space": space, "search": search, "train": train, "method": method}
     job = write_job(elsewhere, **changes)
-    front = rf.run(job, executor="inline").front_view("val")
+    (first,) = rf.run(job, executor="inline").state.trials.values()
+    found = resume("tiny", set={"search.trials": 2})
+    front = found.front_view("val")
     names = set(front.members["trial"])
-    assert len(names) >= 2
+    assert len(names) == 2 and first.id in names
     pairs = set(zip(front.transfer["source"], front.transfer["target"], strict=True))
     assert pairs == {(source, target) for source in names for target in names}
     plain = front.members.set_index("trial")["test/standard_error"]
@@ -199,6 +203,8 @@ def test_examples_of_every_member_are_tried_on_every_other(elsewhere: Path) -> N
     assert (own >= plain).all() and (own <= 1).all()
     (picture,) = (elsewhere / "sweeps" / "mlartifacts").glob("*/artifacts/front/transfer.png")
     assert picture.stat().st_size > 1000
+    again = resume("tiny")
+    assert [t.measured for t in again.state.trials.values()] == [2, 1]
 
 
 def test_one_parent_and_a_child_for_each_trial_hold_every_metric_once(

@@ -64,12 +64,17 @@ def trains(config: dict[str, Any]) -> list[Message]:
     return [*reports, {"end": "finished", "reason": ""}]
 
 
+def measures(task: Task) -> Message:
+    """What a worker says of a member of the front."""
+    transferred = {f"test/transfer/linf_0.1/{sibling}": 0.4 for sibling in task.siblings}
+    return {"measured": {"test/robust_error": 0.5, "test/examples": 50.0, **transferred}}
+
+
 def work(driver: Driver, task: Task, outcome: Outcome = trains) -> None:
     """Do one task as an executor does."""
     driver.started(task)
     if task.kind == "measure":
-        said: list[Message] = [{"measured": {"test/robust_error": 0.5, "test/examples": 50.0}}]
-        said.append({"end": "finished", "reason": ""})
+        said = [measures(task), {"end": "finished", "reason": ""}]
     else:
         said = outcome(task.config)
     for message in said:
@@ -495,7 +500,7 @@ def test_a_sweep_interrupted_after_every_message_is_the_same_in_the_end(
             break
         driver.started(task)
         if task.kind == "measure":
-            driver.heard(task, {"measured": {"test/robust_error": 0.5, "test/examples": 50.0}})
+            driver.heard(task, measures(task))
             continue
         done = driver.state.trials[task.trial].epoch
         for message in trains(task.config)[: done + 1]:  # one message more than the last time

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+TRANSFER = "test/transfer/"  # then threat/trial: the error at examples found on that trial's model
+
 
 def mistakes(
     label: np.ndarray, plain: np.ndarray, attacked: Sequence[np.ndarray] = ()

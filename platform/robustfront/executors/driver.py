@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import numpy as np
 from robustfront.config import Job, MoAsha
 from robustfront.cost import Cost
 from robustfront.errors import StorageError
+from robustfront.evaluation.metrics import TRANSFER
 from robustfront.executors.packing import Packing, shape_of
 from robustfront.executors.task import Message, Task, task_of
 from robustfront.ledger import Event, Ledger, SweepState, Trial
@@ -94,14 +95,20 @@ class Driver:
             return "wait"
         front = self.front()
         for member in front:
-            if not member.test and member.id not in self._asked:
+            siblings = () if self.job.ablation else tuple(o.id for o in front if o is not member)
+            if member.id not in self._asked and not self._is_measured(member, siblings):
                 self._asked.add(member.id)
-                siblings = (
-                    () if self.job.ablation else tuple(o.id for o in front if o is not member)
-                )
                 return replace(self._task("measure", member.id), siblings=siblings)
         self.complete = True
         return "done"
+
+    def _is_measured(self, member: Trial, siblings: Collection[str]) -> bool:
+        """On the test split, and with the examples of all siblings: an extension brings new ones,
+        and what was measured before is read from the trial's folder."""
+        if not member.test or self.job.evaluate.gates is None:
+            return bool(member.test)
+        tried = {name.split("/")[-1] for name in member.test if name.startswith(TRANSFER)}
+        return tried.issuperset(siblings)
 
     # -- what the executor tells
 

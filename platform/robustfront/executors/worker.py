@@ -10,6 +10,7 @@ from pathlib import Path
 from robustfront.config import TrialConfig
 from robustfront.data import RawData
 from robustfront.errors import ConfigError, DataError, Diverged, SoundnessError, is_full
+from robustfront.evaluation.metrics import TRANSFER
 from robustfront.evaluation.records import Records
 from robustfront.executors.task import Message, Task
 from robustfront.problems import validated
@@ -85,7 +86,7 @@ def _measured(task: Task, config: TrialConfig, raw: RawData | None) -> Iterator[
     measured |= unseen_errors(config, folder) | corruption_errors(config, folder)
     reasons = list(suspicions(config, folder, raw))
     for threat, by_source in transferred(config, folder, task.siblings, raw).items():
-        measured |= {f"test/transfer/{threat}/{name}": e for name, e in by_source.items()}
+        measured |= {f"{TRANSFER}{threat}/{name}": e for name, e in by_source.items()}
         reasons += stronger_siblings(threat, by_source, folder.name)
     yield {"measured": measured, "suspect": reasons}
 

@@ -16,13 +16,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustfront.evaluation.intervals import clopper_pearson
+from robustfront.evaluation.metrics import TRANSFER
 from robustfront.files import write_bytes
 from robustfront.ledger import ENDS
 from robustfront.search.pareto import hypervolume, non_dominated
 
 _IDENTITY = ("trial", "number", "seed", "state")
 _AUDIT = "val/audit/"
-_TRANSFER = "test/transfer/"
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 
@@ -173,8 +173,8 @@ class Front:
         rows = [
             {"threat": threat, "source": source, "target": trial, "error": error}
             for name in self.every.columns
-            if name.startswith(_TRANSFER)
-            for threat, source in [name.removeprefix(_TRANSFER).split("/")]
+            if name.startswith(TRANSFER)
+            for threat, source in [name.removeprefix(TRANSFER).split("/")]
             for trial, error in zip(self.members["trial"], self.members[name], strict=True)
             if source in {*self.members["trial"]} and pd.notna(error)
         ]
