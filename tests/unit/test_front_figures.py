@@ -344,6 +344,8 @@ def test_telling_parameter_follows_the_front() -> None:
     members = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [2.0, 9.0, 1.0], "c": [3.0, np.nan, 1.0]})
     assert telling_parameter(members, ["b", "a", "c"]) == "a"
     assert telling_parameter(members, ["c"]) is None
+    renamed = members.rename(columns={"a": "train.optimizer.lr"})
+    assert telling_parameter(renamed, ["train.optimizer.lr"]) is None
 
 
 def test_the_front_is_known_without_its_pictures() -> None:

@@ -60,13 +60,19 @@ def telling_parameter(members: pd.DataFrame, parameters: Sequence[str]) -> str |
     """The numeric parameter whose ranks follow the front most closely; None if none does.
 
     Only parameters that are active in every member are compared, by |Spearman correlation| with the
-    position on the front, which must reach one half.
+    position on the front, which must reach one half; those of the optimiser say how well a trial
+    was trained, not what it trades.
     """
     position = np.arange(len(members))
     best, chosen = 0.5, None
     for name in parameters:
         values = pd.to_numeric(members[name], errors="coerce")
-        if ".mix." in name or values.isna().any() or values.nunique() < 2:
+        if (
+            ".mix." in name
+            or name.startswith("train.")
+            or values.isna().any()
+            or values.nunique() < 2
+        ):
             continue
         strength = abs(np.corrcoef(values.rank(), position)[0, 1])
         if strength > best:
