@@ -1,5 +1,7 @@
 """What Tune makes of the ways in which a worker can end, and what is asked of several nodes."""
 
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from robustfront.errors import ConfigError
+from robustfront.executors.choose import _prepare_ray
 from robustfront.executors.ray import _check_storage, _low_on_memory_is_lost
 
 
@@ -43,3 +46,14 @@ def test_storage_that_cannot_be_is_told_of_on_several_nodes_too(
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be made a folder: "):
         _check_storage(tmp_path / "file" / "sweep")
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_only_a_process_that_has_no_ray_yet_gets_a_token_for_its_own(
+    monkeypatch: pytest.MonkeyPatch, imported: bool
+) -> None:
+    monkeypatch.setattr("os.environ", {})
+    if not imported:
+        monkeypatch.delitem(sys.modules, "ray")
+    _prepare_ray(private=True)
+    assert ("RAY_AUTH_TOKEN" in os.environ) is not imported

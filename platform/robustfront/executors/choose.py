@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -110,8 +111,9 @@ def _prepare_ray(private: bool) -> None:
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "86400"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    if private:
-        # A token that only this process and its children know keeps others on the machine out.
+    if private and "ray" not in sys.modules:
+        # A token that only this process and its children know keeps others on the machine out. A
+        # process that has imported Ray before would not show it to the Ray that it starts.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
