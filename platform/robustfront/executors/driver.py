@@ -105,10 +105,10 @@ class Driver:
     def _is_measured(self, member: Trial, siblings: Collection[str]) -> bool:
         """On the test split, and with the examples of all siblings: an extension brings new ones,
         and what was measured before is read from the trial's folder."""
-        if not member.test or self.job.evaluate.gates is None:
-            return bool(member.test)
+        if not member.test:
+            return False
         tried = {name.split("/")[-1] for name in member.test if name.startswith(TRANSFER)}
-        return tried.issuperset(siblings)
+        return self.job.evaluate.gates is None or tried.issuperset(siblings)
 
     # -- what the executor tells
 
