@@ -38,6 +38,7 @@ CONFIG: dict[str, Any] = {
 WORKER = """
 import json, sys, torch
 import torch.distributed as dist
+import torch._dynamo  # Imported later, by an optimiser, it would keep the group's threads alive.
 from pathlib import Path
 from robustfront.config import TrialConfig
 from robustfront.training.trial import run_trial
