@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from robustfront.errors import ConfigError, is_full, nearest
 from robustfront.registry import Component
@@ -169,6 +169,26 @@ def validated(cls: type[C], raw: Any) -> tuple[C | None, list[str]]:
         return cls.model_validate(raw), []
     except ValidationError as error:
         return None, [_line(cls, problem) for problem in error.errors(include_url=False)]
+
+
+def configured(field: Any, given: object, where: str) -> Any:
+    """A component from its name, or from its settings as in a job file.
+
+    Args:
+        field: the annotation of a configuration field that takes it.
+        given: `pgd`, or `{"type": "pgd", "steps": 40}`.
+        where: how a user calls it.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    fields: dict[str, Any] = {where: (field, ...)}
+    one = create_model("one", __base__=Component, **fields)
+    named = {"type": given} if isinstance(given, str) else given
+    checked, problems = validated(one, {where: named})
+    if checked is None:
+        raise ConfigError(where, problems)
+    return getattr(checked, where)
 
 
 def _line(root: type[Component], problem: Any) -> str:

@@ -672,7 +672,9 @@ def test_certificates_are_given_for_what_no_attack_can_fool():
         == errors["test/certified_error/linf_0.002/ibp"]
         == 1 - found.mean()
     )
-    tighter = rf.certify(model, x, y, threat=text, certifier=Cascade(stages=("ibp", "crown")))
+    tighter = rf.certify(
+        model, x, y, threat=text, certifier={"type": "cascade", "stages": ["ibp", "crown"]}
+    )
     assert tighter.certified["linf_0.002/ibp-crown"].sum() > found.sum()
 
 
@@ -680,7 +682,9 @@ def test_certificates_are_given_for_what_no_attack_can_fool():
     ("change", "message"),
     [
         ({"certifier": "corwn"}, "did you mean 'crown'"),
+        ({"certifier": {"type": "cascade", "stage": ["ibp"]}}, "did you mean 'stages'"),
         ({"threat": "l3:1"}, "l3"),
+        ({"threat": ["linf:0.1", "l2:0.5"]}, "NORM:EPS"),
     ],
 )
 def test_what_is_asked_wrongly_is_told(change, message):

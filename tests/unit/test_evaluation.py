@@ -289,9 +289,25 @@ def test_inputs_that_are_no_images_are_refused(x, y, message):
         evaluate(model(), x, y, ["linf:0.1"])
 
 
-def test_an_unknown_suite_is_refused_with_a_guess():
-    with pytest.raises(ConfigError, match="did you mean 'pgd'"):
-        evaluate(model(), X, Y, ["linf:0.1"], "pdg")
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        ("pdg", "did you mean 'pgd'"),
+        ({"type": "pgd", "step": 5}, "suite.step: unknown key; did you mean 'steps'"),
+        ({"steps": 5}, "suite: `type` is missing"),
+        (["pgd"], "suite: "),
+    ],
+)
+def test_a_suite_that_is_none_is_refused_with_a_guess(suite, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(model(), X, Y, ["linf:0.1"], suite)
+
+
+def test_a_suite_may_be_given_by_its_settings_and_one_threat_alone():
+    given = evaluate(model(), X, Y, "linf:0.1", {"type": "pgd", "steps": 5})
+    same = evaluate(model(), X, Y, ["linf:0.1"], PGD(steps=5))
+    assert given.attacked.keys() == same.attacked.keys() == {"linf_0.1/pgd5"}
+    assert (given.attacked["linf_0.1/pgd5"] == same.attacked["linf_0.1/pgd5"]).all()
 
 
 @pytest.mark.parametrize(
@@ -302,6 +318,7 @@ def test_an_unknown_suite_is_refused_with_a_guess():
         ("l3:0.1", "allowed: linf, l2, l1"),
         ("linf:8", "did you mean 8/255"),
         ("l2:-1", "0 or more"),
+        (0.1, "NORM:EPS"),
     ],
 )
 def test_a_text_that_is_no_threat_is_refused_in_one_line(threat, message):

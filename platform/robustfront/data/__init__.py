@@ -17,8 +17,7 @@ from robustfront.data.image_folder import ImageFolder
 from robustfront.data.linear_margin import LinearMargin
 from robustfront.data.mnist import MNIST
 from robustfront.errors import ConfigError, nearest
-from robustfront.problems import validated
-from robustfront.registry import Component
+from robustfront.problems import configured
 
 if TYPE_CHECKING:
     DataField = DataConfig
@@ -40,22 +39,12 @@ def load_data(data: Mapping[str, Any] | DataConfig, split: str = "test") -> tupl
         ConfigError: no such data set, setting or split.
         DataError: the data cannot be read.
     """
-    config = data if isinstance(data, DataConfig) else _configured(data)
+    config = data if isinstance(data, DataConfig) else configured(DataField, data, "data")
     if split not in ("train", "val", "test"):
         raise ConfigError("split", [f"got {split!r}{nearest(split, ['train', 'val', 'test'])}"])
     parts = split_data(config, config.load(), torch.device("cpu"))
     chosen: Split = getattr(parts, split)
     return chosen.batch(slice(None))
-
-
-def _configured(settings: Mapping[str, Any]) -> DataConfig:
-    class Settings(Component):
-        data: DataField
-
-    checked, problems = validated(Settings, {"data": dict(settings)})
-    if checked is None:
-        raise ConfigError("data", problems)
-    return checked.data
 
 
 __all__ = [

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robustfront.attacks import eval_mode
-from robustfront.certifiers import CERTIFIERS, Certifier, Smoothing, proven
+from robustfront.certifiers import Certifier, CertifierField, Smoothing, proven
 from robustfront.certifiers.propagation import box_between, margins_of, propagate
 from robustfront.data import Split
-from robustfront.errors import ConfigError, DataError, nearest
+from robustfront.errors import ConfigError, DataError
 from robustfront.evaluation.evaluate import channels_last, full_precision, plain_predictions
 from robustfront.evaluation.records import UNDECIDED, Records
 from robustfront.evaluation.smoothing import smoothing
+from robustfront.problems import configured
 from robustfront.threats import Threat
 from robustfront.unseen import Unseen
 
@@ -204,12 +206,11 @@ def _refuse_others(certifier: Certifier, threats: Sequence[Threat]) -> None:
         )
 
 
-def _certifier(value: str | Certifier, where: str) -> Certifier:
-    if isinstance(value, Certifier):
-        return value
-    if value not in CERTIFIERS.classes:
-        raise ConfigError(where, [f"got {value!r}{nearest(value, [*CERTIFIERS.classes])}"])
-    return CERTIFIERS.classes[value]()
+def _certifier(given: str | Mapping[str, Any] | Certifier, where: str) -> Certifier:
+    if isinstance(given, Certifier):
+        return given
+    certifier: Certifier = configured(CertifierField, given, where)
+    return certifier
 
 
 def _threat(text: str) -> Threat:
@@ -229,7 +230,7 @@ def certify(
     x: Tensor,
     y: Tensor,
     threat: str | Unseen,
-    certifier: str | Certifier = "cascade",
+    certifier: str | Mapping[str, Any] | Certifier = "cascade",
     anchors: Tensor | None = None,
 ) -> Records:
     """Which examples are proved right and robust; `errors("test")` of the result sums it up.
@@ -240,7 +241,7 @@ def certify(
         y: (N,) int64.
         threat: such as `linf:1/10`; or a perturbation that is certifiable, such as
             `robustfront.unseen.Patch(size=3)`, which has a certifier of its own.
-        certifier: or its name (then with its defaults).
+        certifier: or its name (then with its defaults), or its settings as in a job file.
         anchors: training images like x, which `input_dependent` measures distances to.
 
     Raises:
@@ -270,7 +271,10 @@ def certify(
 
 
 def bounds(
-    model: nn.Module, x: Tensor, threat: str, method: str | Certifier = "ibp"
+    model: nn.Module,
+    x: Tensor,
+    threat: str,
+    method: str | Mapping[str, Any] | Certifier = "ibp",
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds (N, K) of the logits over all inputs that a threat allows.
 
@@ -278,7 +282,7 @@ def bounds(
         model: logits (N, K) from inputs in [0, 1]; put into eval mode meanwhile.
         x: (N, C, H, W) float32 in [0, 1], on the model's device.
         threat: such as `l2:0.5`.
-        method: a certifier, or its name.
+        method: a certifier, its name, or its settings as in a job file.
 
     Raises:
         ConfigError: a threat or certifier that does not exist; a layer that cannot be bounded.

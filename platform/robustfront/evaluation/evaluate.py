@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from robustfront.attacks import ATTACKS, PGD, Attack, Misclassification, eval_mode
+from robustfront.attacks import PGD, Attack, AttackField, Misclassification, eval_mode
 from robustfront.data import Corrupted, Split
-from robustfront.errors import ConfigError, DataError, Diverged, nearest
+from robustfront.errors import ConfigError, DataError, Diverged
 from robustfront.evaluation.metrics import mistakes
 from robustfront.evaluation.progress import Progress
 from robustfront.evaluation.records import Records
+from robustfront.problems import configured
 from robustfront.randomness import Key, Rng
 from robustfront.threats import Threat
 from robustfront.unseen import Unseen
@@ -221,8 +223,8 @@ def evaluate(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    threats: Sequence[str],
-    suite: str | Attack = "pgd",
+    threats: str | Sequence[str],
+    suite: str | Mapping[str, Any] | Attack = "pgd",
     seed: int = 0,
 ) -> Records:
     """Records of a classifier of your own.
@@ -231,8 +233,8 @@ def evaluate(
         model: logits (N, K) from inputs in [0, 1]; put into eval mode meanwhile.
         x: (N, C, H, W) float32 in [0, 1], on the model's device.
         y: (N,) int64.
-        threats: such as `linf:8/255`.
-        suite: an attack, or the name of one (then with its defaults).
+        threats: such as `linf:8/255`; one or several.
+        suite: an attack, its name (then with its defaults), or its settings as in a job file.
         seed: of the attack's random starts.
 
     Raises:
@@ -244,22 +246,20 @@ def evaluate(
         raise DataError(f"x (N, C, H, W) and y (N,) are expected, got {x.shape} and {y.shape}")
     if not bool(((x >= 0) & (x <= 1)).all()):
         raise DataError("x must lie in [0, 1]; normalisation belongs into the model")
-    if isinstance(suite, str):
-        if suite not in ATTACKS.classes:
-            raise ConfigError("suite", [f"got {suite!r}{nearest(suite, [*ATTACKS.classes])}"])
-        suite = ATTACKS.classes[suite]()
+    attack = suite if isinstance(suite, Attack) else configured(AttackField, suite, "suite")
+    each = [threats] if isinstance(threats, str) else threats
     try:
-        parsed = [Threat.parse(text) for text in threats]
+        parsed = [Threat.parse(text) for text in each]
     except ValueError as error:
         raise ConfigError("threats", [str(error)]) from None
     if len(set(parsed)) < len(parsed):
-        raise ConfigError("threats", [f"one is given twice: {', '.join(threats)}"])
+        raise ConfigError("threats", [f"one is given twice: {', '.join(each)}"])
     # On a CPU a small batch stays in the cache.
     batch_size = 250 if x.device.type == "cpu" else 1000
     try:
         with channels_last(model), full_precision():
             _require_labels(model, x, y)
-            return measure(model, Split(x, y, 1.0), parsed, suite, (seed, "evaluate"), batch_size)
+            return measure(model, Split(x, y, 1.0), parsed, attack, (seed, "evaluate"), batch_size)
     except Diverged as error:
         raise DataError(str(error)) from None
 

@@ -80,7 +80,7 @@ class Threat(Component):
         Raises:
             ValueError: another form, an unknown norm, or a radius outside its range.
         """
-        norm, colon, eps = text.partition(":")
+        norm, colon, eps = text.partition(":") if isinstance(text, str) else ("", "", "")
         if not colon:
             raise ValueError(f"write a threat as NORM:EPS, for instance linf:8/255, got {text!r}")
         threat, problems = validated(cls, {"norm": norm, "eps": eps})
