@@ -3,7 +3,7 @@
     uv run python benchmarks/method_steps.py
 
 Every method but COAP (which bounds each unit by a backward pass: for small networks) with its
-defaults on the same model and batch, one CPU thread, in turn with steps of
+defaults and the full radius on the same model and batch, one CPU thread, in turn with steps of
 standard training, whose step counts as 3 `forward_equivalents`; `measured` is 3 times
 the median ratio of the times. Writes method_steps.json and method_steps.md.
 """
@@ -103,7 +103,7 @@ def main() -> None:
             after = [standard() for _ in range(4)]
             if number >= 2:
                 ratios.append(3 * taken / statistics.median(before + after))
-        counted, measured = config.step_equivalents, statistics.median(ratios)
+        counted, measured = config.step_equivalents(), statistics.median(ratios)
         row = {
             "method": method,
             "forward_equivalents": counted,

@@ -426,17 +426,20 @@ class TrialConfig(Component):
         text = json.dumps(identity, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def forward_equivalents(self, train: int, val: int) -> float:
+    def forward_equivalents(self, train: int, val: int, strength: float = 1.0) -> float:
         """Cost of one epoch in forward passes of one example, its evaluation included.
 
         Args:
             train, val: examples that are trained on and measured.
+            strength: share of the full radii that is scheduled.
         """
         guarded = 0.0
         if (guard := self.update.guard(self.method)) is not None:
             guards = len(self.train_threat.shares()) * (guard.forward_equivalents + 1)
             guarded = min(GUARDED, train) * (1 + guards)
-        return train * self.step_equivalents + val * self._measuring(final=False) + guarded
+        return (
+            train * self.step_equivalents(strength) + val * self._measuring(final=False) + guarded
+        )
 
     def final_equivalents(self, test: int) -> float:
         """Forward passes of the final suite's attacks and draws, where no example is fooled.
@@ -453,11 +456,10 @@ class TrialConfig(Component):
         draws = certifier.n0 + certifier.n if isinstance(certifier, SmoothingCertifier) else 0
         return 1 + len(self.threat) * (attack.forward_equivalents + 1) + draws
 
-    @property
-    def step_equivalents(self) -> float:
+    def step_equivalents(self, strength: float = 1.0) -> float:
         """Cost of a training step for each example in forward passes."""
-        norms = len(self.train_threat.shares())
-        once = self.method.forward_equivalents + norms * self.method.forward_equivalents_per_norm
+        norms = len(self.train_threat.shares()) * self.method.forward_equivalents_per_norm
+        once = self.method.forward_equivalents_at(strength) + norms
         return self.update.steps_per_batch * once + self.update.own_equivalents
 
     def parameters(self) -> dict[str, str | int | float | bool]:

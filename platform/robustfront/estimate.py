@@ -103,7 +103,9 @@ def _remarks(sampled: list[TrialConfig], data: DataSet) -> tuple[str, ...]:
 
 
 def _forward_equivalents(config: TrialConfig, data: DataSet) -> float:
-    return config.train.epochs * config.forward_equivalents(len(data.train), len(data.val))
+    sizes = len(data.train), len(data.val)
+    halfway = [config.train.eps_ramp.factor(epoch + 0.5) for epoch in range(config.train.epochs)]
+    return sum(config.forward_equivalents(*sizes, strength) for strength in halfway)
 
 
 def _measured_before(job: Job) -> tuple[float, str] | None:
@@ -149,4 +151,4 @@ def _seconds_per_forward(config: TrialConfig, data: DataSet) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     taken = time.perf_counter() - started
-    return taken / (_STEPS * len(x) * config.step_equivalents)
+    return taken / (_STEPS * len(x) * config.step_equivalents())

@@ -119,6 +119,6 @@ def test_several_workers_are_refused():
         "update": {"type": "free"},
     }
     config, _ = validated(TrialConfig, raw)
-    assert config is not None and config.step_equivalents == 8 * 3
+    assert config is not None and config.step_equivalents() == 8 * 3
     _, problems = validated(TrialConfig, raw | {"resources": {"workers": 2}})
     assert "workers: got 2, the update 'free' has one worker only" in problems[0]

@@ -222,5 +222,5 @@ def test_a_job_gets_the_projection_and_the_key_norms_without_naming_them():
 def test_what_it_costs():
     config = TrialConfig.model_validate(TRIAL)
     assert config.method.forward_equivalents == 2 * (21 + 1) + 9
-    assert config.step_equivalents == 53 + 3
+    assert config.step_equivalents() == 53 + 3
     assert RAMP(pairing_weight=0).forward_equivalents == 2 * (21 + 1) + 3

@@ -68,6 +68,9 @@ def test_an_epoch_says_what_it_cost_in_forward_passes() -> None:
     assert report.metrics["forward_equivalents"] == trained + measured
     two_threats = trial(threat=[{"norm": "linf", "eps": "1/10"}, {"norm": "l2", "eps": 1}])
     assert two_threats.forward_equivalents(200, 60) == trained + 60 * (1 + 2 * (2 * 2 + 1))
+    ramp = {"method": {"type": "crown_ibp"}, "train__eps_ramp": {"end": 1}, "train__epochs": 2}
+    linear, interval = (each.metrics["forward_equivalents"] for each in fit(trial(**ramp)))
+    assert linear == 4 * 50 * 40 + measured and interval == 4 * 50 * 9 + measured
     noisy = trial(
         smoothing__sigma=0.5,
         evaluate__certify={"type": "smoothing", "n0": 7, "n": 400},
@@ -131,7 +134,7 @@ def test_every_method_trains_on_one_norm_and_on_several(method) -> None:
         assert math.isfinite(second["train/loss"])
         costs = config.method.forward_equivalents, config.method.forward_equivalents_per_norm
         own = config.update.own_equivalents
-        assert config.step_equivalents == costs[0] + len(mix) * costs[1] + own
+        assert config.step_equivalents() == costs[0] + len(mix) * costs[1] + own
 
 
 def test_trades_in_an_l2_ball_is_as_robust_as_adversarial_training() -> None:

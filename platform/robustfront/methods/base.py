@@ -76,6 +76,10 @@ class Method(Component):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> LossTerms:
         """The loss of a batch x (N, C, H, W) in [0, 1], y (N,); the model is in train mode."""
 
+    def forward_equivalents_at(self, strength: float) -> float:
+        """The same while that share of the radii is scheduled."""
+        return self.forward_equivalents
+
     @property
     def forward_equivalents_per_norm(self) -> float:
         """What each norm of the training threat adds to that."""

@@ -34,16 +34,22 @@ class CROWNIBPTraining(Bounding):
 
     @property
     def forward_equivalents(self) -> float:
+        """At the full radius, where with `final_beta` 0 interval bounds are left."""
+        return self.forward_equivalents_at(1.0)
+
+    def forward_equivalents_at(self, strength: float) -> float:
         """Interval bounds, and a backward pass of one function, or of one for each wrong class."""
+        if self._beta(strength) == 0:
+            return 9
         return 20 if self.fused else 40
 
     def traces(self, ctx: StepContext) -> bool:
         """Unless all weight lies on interval bounds."""
-        return self._beta(ctx) > 0
+        return self._beta(ctx.strength) > 0
 
     def lower(self, known: Bounds, rule: Tensor, ctx: StepContext) -> Tensor:
         """The mean of both bounds; `fused`: -log of that of both sums, (N, 1)."""
-        beta = self._beta(ctx)
+        beta = self._beta(ctx.strength)
         if beta == 0:
             return known.lower(rule)
         if self.fused:
@@ -51,8 +57,8 @@ class CROWNIBPTraining(Bounding):
         linear = known.backward(rule)
         return linear if beta == 1 else beta * linear + (1 - beta) * known.lower(rule)
 
-    def _beta(self, ctx: StepContext) -> float:
-        return 1 - (1 - self.final_beta) * ctx.strength
+    def _beta(self, strength: float) -> float:
+        return 1 - (1 - self.final_beta) * strength
 
 
 def log_sum_of_both(known: Bounds, rule: Tensor, beta: float) -> Tensor:
