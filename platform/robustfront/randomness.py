@@ -66,7 +66,7 @@ class Rng:
         """Exp(1) of the shape, dtype and device of `like` (N, ...)."""
         return self._blocks(like, "exponential")
 
-    def noise(self, like: Tensor, sigma: float, law: Noise) -> Tensor:
+    def noise(self, like: Tensor, sigma: float | Tensor, law: Noise) -> Tensor:
         """Of deviation `sigma`: N(0, sigma^2), or U(-L, L) with L = sqrt(3) sigma, or what takes
         the pixels of `like` to the middles of their cells (`cell_middles`)."""
         if law == "splitting":
@@ -118,7 +118,7 @@ class Rng:
         return whole
 
 
-def cell_middles(x: Tensor, place: Tensor, sigma: float) -> Tensor:
+def cell_middles(x: Tensor, place: Tensor, sigma: float | Tensor) -> Tensor:
     """The middle of the cell that each pixel lies in: [0, 1] is cut every 2 sqrt(3) sigma.
 
     Args:

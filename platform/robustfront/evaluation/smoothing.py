@@ -23,8 +23,9 @@ from robustfront.data import Split
 from robustfront.errors import ConfigError, SoundnessError, nearest
 from robustfront.evaluation.records import ABSTAINED, UNDECIDED, Records
 from robustfront.methods.noisy import Averaged
-from robustfront.randomness import cell_middles, generator, seed_of, whole_normal
-from robustfront.threats import Threat
+from robustfront.randomness import Noise, Rng, cell_middles, generator, seed_of, whole_normal
+from robustfront.threats import Norm, Threat
+from robustfront.threats.balls import best_l1_vertex, size_of
 
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -349,23 +350,20 @@ def audit(
     records: Records,
     anchors: Tensor | None = None,
 ) -> int:
-    """Attacks the smoothed classifier within its l2 radii; how many classes change for sure.
+    """Attacks the smoothed classifier within its radii; how many classes change for sure.
 
     Each example that has a class is moved by PGD on the soft smoothed classifier (16 noises) to the
-    edge of its certified ball, where PREDICT looks with fresh noise. Both statements, that of the
-    certificate and that of PREDICT, are wrong with a probability of alpha each, so some
-    contradictions are chance.
-
-    Radii in l1, those of uniform and splitting noise, are not attacked: 0 is returned.
+    edge of its certified ball, in l1 within [0, 1] too, where PREDICT looks with fresh noise. Both
+    statements, that of the certificate and that of PREDICT, are wrong with a probability of alpha
+    each, so some contradictions are chance.
 
     Raises:
         SoundnessError: more contradictions than chance allows (p < 1e-6).
 
     Source: arXiv:1906.04584, section 2.2, for the attack.
     """
-    if certifier.norm != "l2":
-        return 0
-    predictions, radii = records.smoothed[certifier.name], records.radii[f"l2/{certifier.name}"]
+    predictions = records.smoothed[certifier.name]
+    radii = records.radii[f"{certifier.norm}/{certifier.name}"]
     rows = np.flatnonzero((predictions >= 0) & (radii > 0) & np.isfinite(radii))
     if not len(rows):
         return 0
@@ -373,7 +371,8 @@ def audit(
     sigma = certifier.deviations(x, anchors)
     radius = torch.from_numpy(radii[rows]).to(x) * (1 - 1e-6)
     with eval_mode(model):
-        moved = _moved(model, x, torch.from_numpy(predictions[rows]).to(x.device), radius, sigma)
+        classes = torch.from_numpy(predictions[rows]).to(x.device)
+        moved = _moved(model, x, classes, radius, sigma, certifier.law)
         if certifier.grid is not None:
             # Towards x, so that it stays in the ball.
             moved = ((x * certifier.grid).round() + ((moved - x) * certifier.grid).trunc()) / (
@@ -394,23 +393,47 @@ def audit(
 
 
 def _moved(
-    model: nn.Module, x: Tensor, classes: Tensor, radius: Tensor, sigma: Floats, steps: int = 10
+    model: nn.Module,
+    x: Tensor,
+    classes: Tensor,
+    radius: Tensor,
+    sigma: Floats,
+    law: Noise,
+    steps: int = 10,
 ) -> Tensor:
-    """Inputs within an l2 radius of each x at which the soft smoothed class is less sure."""
+    """Inputs within a radius of each x at which the soft smoothed class is less sure.
+
+    In l2 for Gaussian noise, otherwise in l1.
+    """
     scale = torch.from_numpy(sigma).to(x)[:, None, None, None]
-    noises = [
-        scale * torch.empty_like(x).normal_(generator=generator(x.device, "smoothing", "audit", i))
-        for i in range(16)
-    ]
-    averaged, moved = Averaged(model, noises), x.clone()
-    size = radius[:, None, None, None]
+    step = _step_in_l2 if law == "gaussian" else _step_in_l1
+    size, moved = radius[:, None, None, None], x
     for _ in range(steps):
-        moved = moved.detach().requires_grad_()
+        # Where a pixel's cell stands for it, the gradient passes it by.
+        noises = [
+            Rng(("smoothing", "audit", number), block=len(x)).noise(moved, scale, law)
+            for number in range(16)
+        ]
+        here = moved.detach().requires_grad_()
         with torch.enable_grad():
-            loss = nn.functional.nll_loss(averaged(moved), classes, reduction="sum")
-            (slope,) = torch.autograd.grad(loss, moved)
-        norms = torch.linalg.vector_norm(slope.flatten(1), dim=1)[:, None, None, None]
-        delta = moved.detach() + 2.5 / steps * size * slope / norms.clamp(min=1e-30) - x
-        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)[:, None, None, None]
-        moved = x + delta * (size / length.clamp(min=1e-30)).clamp(max=1)
-    return moved.detach()
+            loss = nn.functional.nll_loss(Averaged(model, noises)(here), classes, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, here)
+        moved = step(moved, x, slope, size, 2.5 / steps)
+    return moved
+
+
+def _step_in_l2(moved: Tensor, x: Tensor, slope: Tensor, size: Tensor, share: float) -> Tensor:
+    """Steepest ascent by a share of the radius, then back into the ball."""
+    delta = moved + share * size * slope / _length(slope, "l2").clamp(min=1e-30) - x
+    return x + delta * (size / _length(delta, "l2").clamp(min=1e-30)).clamp(max=1)
+
+
+def _step_in_l1(moved: Tensor, x: Tensor, slope: Tensor, size: Tensor, share: float) -> Tensor:
+    """Towards the best point of ball and box, by a share of the radius and not beyond it."""
+    way = best_l1_vertex(x, slope, size.flatten(1)) - moved
+    return moved + way * (share * size / _length(way, "l1").clamp(min=1e-30)).clamp(max=1)
+
+
+def _length(delta: Tensor, norm: Norm) -> Tensor:
+    """(N, 1, 1, 1)."""
+    return size_of(delta, norm)[:, None, None, None]

@@ -181,7 +181,7 @@ class Threat(Component):
             scaled = grad / largest.clamp(min=torch.finfo(grad.dtype).tiny)
             norms = torch.linalg.vector_norm(scaled.flatten(1), dim=1).clamp(min=1e-30)
             return x_adv + size * scaled / _per_example(norms, grad)
-        way = _best_l1_vertex(x, grad, float(self.eps)) - x_adv
+        way = best_l1_vertex(x, grad, float(self.eps)) - x_adv
         length = _per_example(way.flatten(1).abs().sum(1), grad)
         share = (size / length.clamp(min=1e-30)).clamp(max=1)
         return x_adv + way * share * grad.flatten(1).any(1).reshape(-1, 1, 1, 1)
@@ -210,8 +210,10 @@ def _per_example(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _best_l1_vertex(x: Tensor, grad: Tensor, eps: float) -> Tensor:
+def best_l1_vertex(x: Tensor, grad: Tensor, eps: float | Tensor) -> Tensor:
     """argmax <grad, z> over the l1 ball and the box: the steepest pixels as far as they can go.
+
+    `eps` is one radius, or one for each example, (N, 1).
 
     Pixels as steep as the last one that moves, to the precision of the bisection, share what is
     left of the radius.
