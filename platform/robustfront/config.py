@@ -426,20 +426,19 @@ class TrialConfig(Component):
         text = json.dumps(identity, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def forward_equivalents(self, train: int, val: int, strength: float = 1.0) -> float:
+    def forward_equivalents(self, train: int, val: int, epoch: int) -> float:
         """Cost of one epoch in forward passes of one example, its evaluation included.
 
         Args:
             train, val: examples that are trained on and measured.
-            strength: share of the full radii that is scheduled.
+            epoch: from 1; its middle says how far a ramp of the radii is.
         """
         guarded = 0.0
         if (guard := self.update.guard(self.method)) is not None:
             guards = len(self.train_threat.shares()) * (guard.forward_equivalents + 1)
             guarded = min(GUARDED, train) * (1 + guards)
-        return (
-            train * self.step_equivalents(strength) + val * self._measuring(final=False) + guarded
-        )
+        trained = train * self.step_equivalents(self.train.eps_ramp.factor(epoch - 0.5))
+        return trained + val * self._measuring(final=False) + guarded
 
     def final_equivalents(self, test: int) -> float:
         """Forward passes of the final suite's attacks and draws, where no example is fooled.

@@ -104,8 +104,8 @@ def _remarks(sampled: list[TrialConfig], data: DataSet) -> tuple[str, ...]:
 
 def _forward_equivalents(config: TrialConfig, data: DataSet) -> float:
     sizes = len(data.train), len(data.val)
-    halfway = [config.train.eps_ramp.factor(epoch + 0.5) for epoch in range(config.train.epochs)]
-    return sum(config.forward_equivalents(*sizes, strength) for strength in halfway)
+    epochs = range(1, config.train.epochs + 1)
+    return sum(config.forward_equivalents(*sizes, epoch) for epoch in epochs)
 
 
 def _measured_before(job: Job) -> tuple[float, str] | None:

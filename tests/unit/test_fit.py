@@ -67,7 +67,7 @@ def test_an_epoch_says_what_it_cost_in_forward_passes() -> None:
     measured = 60 * (1 + 2 * 2 + 1)  # plain, the attack, its result
     assert report.metrics["forward_equivalents"] == trained + measured
     two_threats = trial(threat=[{"norm": "linf", "eps": "1/10"}, {"norm": "l2", "eps": 1}])
-    assert two_threats.forward_equivalents(200, 60) == trained + 60 * (1 + 2 * (2 * 2 + 1))
+    assert two_threats.forward_equivalents(200, 60, 1) == trained + 60 * (1 + 2 * (2 * 2 + 1))
     ramp = {"method": {"type": "crown_ibp"}, "train__eps_ramp": {"end": 1}, "train__epochs": 2}
     linear, interval = (each.metrics["forward_equivalents"] for each in fit(trial(**ramp)))
     assert linear == 4 * 50 * 40 + measured and interval == 4 * 50 * 9 + measured
@@ -76,7 +76,7 @@ def test_an_epoch_says_what_it_cost_in_forward_passes() -> None:
         evaluate__certify={"type": "smoothing", "n0": 7, "n": 400},
         evaluate__final={"attack": {"type": "pgd", "steps": 3, "restarts": 2}, "examples": 90},
     )
-    assert noisy.forward_equivalents(200, 60) == trained + measured + 60 * 407
+    assert noisy.forward_equivalents(200, 60, 1) == trained + measured + 60 * 407
     attack = noisy.evaluate.final.attack.forward_equivalents
     assert noisy.final_equivalents(1000) == 90 * (1 + attack + 1 + 407)
     assert noisy.final_equivalents(50) == 50 * (1 + attack + 1 + 407)
@@ -99,7 +99,7 @@ def test_a_guard_counts_what_it_costs_and_says_when_robustness_collapses(monkeyp
     reports = [report.metrics for report in fit(config)]
     assert [report["train/guard_error"] for report in reports] == [0.5, 0.65, 0.71]
     assert [report["collapsed"] for report in reports] == [0, 0, 1]
-    plain = config.forward_equivalents(200, 60) - 200 * (1 + 2 * 10 + 1)
+    plain = config.forward_equivalents(200, 60, 1) - 200 * (1 + 2 * 10 + 1)
     assert plain == 200 * 5 + 60 * (1 + 2 * 2 + 1)
     assert not {"collapsed", "train/guard_error"} & set(next(iter(fit(trial()))).metrics)
 

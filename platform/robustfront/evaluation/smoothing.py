@@ -24,8 +24,8 @@ from robustfront.errors import ConfigError, SoundnessError, nearest
 from robustfront.evaluation.records import ABSTAINED, UNDECIDED, Records
 from robustfront.methods.noisy import Averaged
 from robustfront.randomness import Noise, Rng, cell_middles, generator, seed_of, whole_normal
-from robustfront.threats import Norm, Threat
-from robustfront.threats.balls import best_l1_vertex, size_of
+from robustfront.threats import Threat
+from robustfront.threats.balls import size_of, step_in_l1, step_in_l2
 
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -406,7 +406,6 @@ def _moved(
     In l2 for Gaussian noise, otherwise in l1.
     """
     scale = torch.from_numpy(sigma).to(x)[:, None, None, None]
-    step = _step_in_l2 if law == "gaussian" else _step_in_l1
     size, moved = radius[:, None, None, None], x
     for _ in range(steps):
         # Where a pixel's cell stands for it, the gradient passes it by.
@@ -418,22 +417,10 @@ def _moved(
         with torch.enable_grad():
             loss = nn.functional.nll_loss(Averaged(model, noises)(here), classes, reduction="sum")
             (slope,) = torch.autograd.grad(loss, here)
-        moved = step(moved, x, slope, size, 2.5 / steps)
+        if law == "gaussian":
+            delta = step_in_l2(moved, slope, 2.5 / steps * size) - x
+            length = size_of(delta, "l2")[:, None, None, None]
+            moved = x + delta * (size / length.clamp(min=1e-30)).clamp(max=1)
+        else:
+            moved = step_in_l1(moved, x, slope, radius[:, None], 2.5 / steps * size)
     return moved
-
-
-def _step_in_l2(moved: Tensor, x: Tensor, slope: Tensor, size: Tensor, share: float) -> Tensor:
-    """Steepest ascent by a share of the radius, then back into the ball."""
-    delta = moved + share * size * slope / _length(slope, "l2").clamp(min=1e-30) - x
-    return x + delta * (size / _length(delta, "l2").clamp(min=1e-30)).clamp(max=1)
-
-
-def _step_in_l1(moved: Tensor, x: Tensor, slope: Tensor, size: Tensor, share: float) -> Tensor:
-    """Towards the best point of ball and box, by a share of the radius and not beyond it."""
-    way = best_l1_vertex(x, slope, size.flatten(1)) - moved
-    return moved + way * (share * size / _length(way, "l1").clamp(min=1e-30)).clamp(max=1)
-
-
-def _length(delta: Tensor, norm: Norm) -> Tensor:
-    """(N, 1, 1, 1)."""
-    return size_of(delta, norm)[:, None, None, None]

@@ -176,15 +176,8 @@ class Threat(Component):
             way = torch.sign(grad)
             return x_adv + size * (way * _first_pixel(x) if self.norm == "segment" else way)
         if self.norm == "l2":
-            # First by the largest entry: squares of very small or large entries are 0 or infinite.
-            largest = _per_example(grad.flatten(1).abs().amax(1), grad)
-            scaled = grad / largest.clamp(min=torch.finfo(grad.dtype).tiny)
-            norms = torch.linalg.vector_norm(scaled.flatten(1), dim=1).clamp(min=1e-30)
-            return x_adv + size * scaled / _per_example(norms, grad)
-        way = best_l1_vertex(x, grad, float(self.eps)) - x_adv
-        length = _per_example(way.flatten(1).abs().sum(1), grad)
-        share = (size / length.clamp(min=1e-30)).clamp(max=1)
-        return x_adv + way * share * grad.flatten(1).any(1).reshape(-1, 1, 1, 1)
+            return step_in_l2(x_adv, grad, size)
+        return step_in_l1(x_adv, x, grad, float(self.eps), size)
 
 
 def size_of(delta: Tensor, norm: Norm) -> Tensor:
@@ -210,10 +203,36 @@ def _per_example(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def best_l1_vertex(x: Tensor, grad: Tensor, eps: float | Tensor) -> Tensor:
-    """argmax <grad, z> over the l1 ball and the box: the steepest pixels as far as they can go.
+def step_in_l2(x_adv: Tensor, grad: Tensor, size: float | Tensor) -> Tensor:
+    """Along the gradient; a zero gradient moves nothing.
 
-    `eps` is one radius, or one for each example, (N, 1).
+    Args:
+        size: of the step, or of each example's, (N, 1, 1, 1).
+    """
+    # First by the largest entry: squares of very small or large entries are 0 or infinite.
+    largest = _per_example(grad.flatten(1).abs().amax(1), grad)
+    scaled = grad / largest.clamp(min=torch.finfo(grad.dtype).tiny)
+    norms = torch.linalg.vector_norm(scaled.flatten(1), dim=1).clamp(min=1e-30)
+    return x_adv + size * scaled / _per_example(norms, grad)
+
+
+def step_in_l1(
+    x_adv: Tensor, x: Tensor, grad: Tensor, eps: float | Tensor, size: float | Tensor
+) -> Tensor:
+    """Towards the best point of ball and box, not beyond it; a zero gradient moves nothing.
+
+    Args:
+        eps: the radius, or those of the examples, (N, 1).
+        size: of the step, or of each example's, (N, 1, 1, 1).
+    """
+    way = _best_l1_vertex(x, grad, eps) - x_adv
+    length = _per_example(way.flatten(1).abs().sum(1), grad)
+    share = (size / length.clamp(min=1e-30)).clamp(max=1)
+    return x_adv + way * share * grad.flatten(1).any(1).reshape(-1, 1, 1, 1)
+
+
+def _best_l1_vertex(x: Tensor, grad: Tensor, eps: float | Tensor) -> Tensor:
+    """argmax <grad, z> over the l1 ball and the box: the steepest pixels as far as they can go.
 
     Pixels as steep as the last one that moves, to the precision of the bisection, share what is
     left of the radius.

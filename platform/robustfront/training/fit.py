@@ -358,10 +358,9 @@ class _Run:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             peak *= 1 if sys.platform == "darwin" else 1024  # Linux counts KiB
         size, steps = self._batches
-        middle = self.config.train.eps_ramp.factor(self.epoch - 0.5)
         return {
             "forward_equivalents": self.config.forward_equivalents(
-                size * steps, len(self.data.val), middle
+                size * steps, len(self.data.val), self.epoch
             ),
             "train_seconds": seconds,
             "evaluate_seconds": evaluate_seconds,
